@@ -33,7 +33,7 @@ def explained(path: Path, what: str = "could not be written") -> Iterator[None]:
         yield
     except OSError as error:
         way = _WAYS_OUT.get(error.errno or 0, _OTHERWISE)
-        raise OSError(error.errno, f"{what}: {error.strerror}; {way}", str(path)) from error
+        raise OSError(error.errno, f"{what}: {error.strerror or error}; {way}", str(path)) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -217,6 +217,10 @@ WRITERS = {
 }
 
 
+NAMES = [name for name in WRITERS if name.removeprefix("train ") not in VARIANTS[1:]]
+"""Names of writers; how a training writes does not depend on its variant"""
+
+
 def pipeline(name: str, folder: Path) -> None:
     """Run all stages."""
     _run(folder, "report")

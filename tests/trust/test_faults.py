@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 from helpers.campaign import Campaign
-from helpers.disk_writers import WRITERS
+from helpers.disk_writers import NAMES, contents
 from helpers.faulty_disk import SHORT, SLOW, Call, Fault, FaultyDisk
 from helpers.interrupted_writers import Interrupted
-
-from saefast.sae import VARIANTS
 
 HARMLESS = (SHORT, SLOW, EINTR)
 KINDS = {
@@ -23,8 +21,6 @@ KINDS = {
     "remove": (EIO, EROFS),
 }
 LASTING = (ENOSPC, EDQUOT, EROFS)
-NAMES = [name for name in WRITERS if name.removeprefix("train ") not in VARIANTS[1:]]
-"""Names of writers; how a training writes does not depend on its variant"""
 
 
 def fault_of(writer: str, call: Call) -> Fault:
@@ -33,7 +29,7 @@ def fault_of(writer: str, call: Call) -> Fault:
     return Fault(call.number, kind, kind in LASTING and drawn.random() < 0.5)
 
 
-@pytest.mark.campaign("faults of the disk", 2, 1000)
+@pytest.mark.campaign("faults of the disk", 2, 250)
 @pytest.mark.parametrize("name", NAMES)
 def test_faults(name: str, tmp_path: Path, disk: FaultyDisk, campaign: Campaign) -> None:
     writer = Interrupted.prepare(disk, name, tmp_path)
@@ -51,3 +47,13 @@ def test_faults(name: str, tmp_path: Path, disk: FaultyDisk, campaign: Campaign)
             assert "choose" in ended.message, (why, ended.message)
         campaign.count("no effect" if ended.error is None else "clear error")
         writer.assert_second_attempt_succeeds(folder, why)
+
+
+def test_short_writes_of_metrics(tmp_path: Path, disk: FaultyDisk) -> None:
+    writer = Interrupted.prepare(disk, "train anew", tmp_path)
+    lines = [c for c in writer.calls if c.kind == "write" and c.path.endswith("metrics.jsonl")]
+    assert lines
+    for call in lines:
+        folder = writer.copy()
+        assert writer.write(folder, Fault(call.number, SHORT)).error is None
+        assert contents(folder) == writer.whole

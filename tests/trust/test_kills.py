@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from helpers.campaign import Campaign
-from helpers.disk_writers import WRITERS, contents
+from helpers.disk_writers import NAMES, contents
 from helpers.faulty_disk import KILL, Fault, FaultyDisk
 from helpers.interrupted_writers import Interrupted
 
 from saefast.sae import VARIANTS
 
 
-@pytest.mark.campaign("kills at changes of files", 1, 1000)
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.campaign("kills at changes of files", 1, 250)
+@pytest.mark.parametrize("name", NAMES)
 def test_kills_at_calls(name: str, tmp_path: Path, disk: FaultyDisk, campaign: Campaign) -> None:
     writer = Interrupted.prepare(disk, name, tmp_path)
     for call in writer.some_calls(campaign.cases):
@@ -26,27 +26,31 @@ def test_kills_at_calls(name: str, tmp_path: Path, disk: FaultyDisk, campaign: C
         writer.assert_second_attempt_succeeds(folder, call)
 
 
+IN_A_ROW = 8
+"""Kills of one run, each after an eighth of its duration at most, before it may end"""
+
+
 def kill_at_random(disk: FaultyDisk, work: str, place: Path, campaign: Campaign) -> None:
-    """Kill a child at random moments, again and again, until it ends."""
+    """Kill runs at random moments, let them end, and compare them with an undisturbed one."""
     begun = time.monotonic()
     assert disk.run(work, place / "whole").error is None
     duration = time.monotonic() - begun
     whole = contents(place / "whole")
-    chance = random.Random()
+    chance = random.Random(work)
     while campaign.outcomes.total() < campaign.cases:
         folder = place / f"killed-{campaign.outcomes.total()}"
-        while True:
-            ended = disk.run(work, folder, seconds=chance.uniform(0, duration))
-            if not ended.killed:
-                break
-            campaign.count("killed")
+        for _ in range(min(IN_A_ROW, campaign.cases - campaign.outcomes.total())):
+            ended = disk.run(work, folder, seconds=chance.uniform(0, duration / IN_A_ROW))
+            campaign.count("killed" if ended.killed else "ended before")
+            assert ended.error is None, ended.message
+        ended = disk.run(work, folder)
         assert ended.error is None, ended.message
         found = contents(folder)
         assert found.keys() == whole.keys()
         assert found == whole, [name for name in whole if found[name] != whole[name]]
 
 
-@pytest.mark.campaign("kills of a training", 2, 30)
+@pytest.mark.campaign("kills of a training", 3, 32)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kills_of_trainings(
     variant: str, tmp_path: Path, disk: FaultyDisk, campaign: Campaign
@@ -54,6 +58,6 @@ def test_kills_of_trainings(
     kill_at_random(disk, f"train_longer:{variant}", tmp_path, campaign)
 
 
-@pytest.mark.campaign("kills of all stages", 2, 200)
+@pytest.mark.campaign("kills of all stages", 3, 208)
 def test_kills_of_all_stages(tmp_path: Path, disk: FaultyDisk, campaign: Campaign) -> None:
     kill_at_random(disk, "pipeline:", tmp_path, campaign)

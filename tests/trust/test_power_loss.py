@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 from helpers.campaign import Campaign
-from helpers.disk_writers import WRITERS, contents
+from helpers.disk_writers import NAMES, WRITERS, contents
 from helpers.faulty_disk import FaultyDisk
 from helpers.interrupted_writers import Interrupted
 from helpers.power_loss import CASES, Disk, write_files
 
-WITHOUT_LINKS = [name for name in WRITERS if name != "sweep"]  # calls that make links are not seen
+WITHOUT_LINKS = [name for name in NAMES if name != "sweep"]  # calls that make links are not seen
 Files = dict[str, bytes | None]
 
 
@@ -37,7 +37,7 @@ def states(writer: Interrupted) -> tuple[list[tuple[str, int, Files]], Files]:
     return list(found.values()), disk.after_failure("flushed")
 
 
-@pytest.mark.campaign("power failures", 3, 1000)
+@pytest.mark.campaign("power failures", 3, 60)
 @pytest.mark.parametrize("name", WITHOUT_LINKS)
 def test_power_failures(name: str, tmp_path: Path, disk: FaultyDisk, campaign: Campaign) -> None:
     writer = Interrupted.prepare(disk, name, tmp_path)
