@@ -119,3 +119,14 @@ def test_the_old_folder_is_restored_after_a_failed_rename(
         saefast.save_sae(some_sae(1), path)
     assert torch.equal(saefast.load_sae(path).W_dec, before.W_dec)
     assert names(tmp_path) == ["sae"]
+
+
+def test_a_replaced_sae_that_could_not_be_removed_is_removed_by_the_next_save(
+    tmp_path: Path,
+) -> None:
+    """After a kill between the second renaming and the removal, or a failed removal."""
+    path = saefast.save_sae(some_sae(0), tmp_path / "sae")
+    saefast.save_sae(some_sae(0), tmp_path / ".sae.part" / "old")
+    saefast.save_sae(some_sae(1), path)
+    assert torch.equal(saefast.load_sae(path).W_dec, some_sae(1).W_dec)
+    assert names(tmp_path) == ["sae"]

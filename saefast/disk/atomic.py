@@ -20,6 +20,7 @@ _WAYS_OUT = {
     errno.EDQUOT: "free space within the quota, or choose a folder on another disk, and try again",
     errno.EROFS: "make its file system writable, or choose a folder on another one",
     errno.EXDEV: "the folder is spread over several file systems; choose one that is within one",
+    errno.EEXIST: "a file is in its place; choose another folder",
     errno.EACCES: "change the permissions of its folder, or choose another one",
     errno.EPERM: "change the permissions of its folder, or choose another one",
 }
@@ -33,7 +34,9 @@ def explained(path: Path, what: str = "could not be written") -> Iterator[None]:
         yield
     except OSError as error:
         way = _WAYS_OUT.get(error.errno or 0, _OTHERWISE)
-        raise OSError(error.errno, f"{what}: {error.strerror or error}; {way}", str(path)) from error
+        raise OSError(
+            error.errno, f"{what}: {error.strerror or error}; {way}", str(path)
+        ) from error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -93,8 +96,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents, so that they survive a power failure.
 
     Raises:
-        FileExistsError: `folder` is a file.
-        NotADirectoryError: it is below a file.
+        FileExistsError: `folder` is a file, or below one.
     """
     with explained(folder, "could not be created"):
         for each in reversed((folder, *folder.parents)):

@@ -124,6 +124,14 @@ def test_ctrl_c_ends_training_after_a_whole_step(
     assert taken == [number for number in range(13, 32) for _ in range(2)]
 
 
+def test_a_finished_run_forgets_the_state_that_a_kill_has_left(tmp_path: Path) -> None:
+    train(config(tokens=512), out=tmp_path)
+    state = tmp_path / "seed-0/training"
+    assert state.exists()
+    train(config(tokens=512), out=tmp_path, resume=True, keep_training=False)
+    assert not state.exists()
+
+
 def test_the_handler_of_ctrl_c_is_restored() -> None:
     """Also in a thread other than the main one, which must not change it."""
 

@@ -57,3 +57,24 @@ def test_short_writes_of_metrics(tmp_path: Path, disk: FaultyDisk) -> None:
         folder = writer.copy()
         assert writer.write(folder, Fault(call.number, SHORT)).error is None
         assert contents(folder) == writer.whole
+
+
+@pytest.mark.parametrize("name", ["save_sae openai", "save_sae gemma_scope", "save_sae sae_lens"])
+def test_a_full_disk_is_named_by_every_library(name: str, tmp_path: Path, disk: FaultyDisk) -> None:
+    writer = Interrupted.prepare(disk, name, tmp_path)
+    first = next(call for call in writer.calls if call.kind == "write")
+    ended = writer.write(writer.copy(), Fault(first.number, ENOSPC))
+    assert ended.error == "OSError"
+    assert "could not be written: No space left on device; free space" in ended.message
+
+
+def test_a_checkpoint_counts_although_the_previous_one_cannot_be_removed(
+    tmp_path: Path, disk: FaultyDisk
+) -> None:
+    writer = Interrupted.prepare(disk, "train anew", tmp_path)
+    old = [c for c in writer.calls if c.kind == "remove" and c.path.endswith("step-1.safetensors")]
+    assert len(old) == 2  # one of each SAE
+    for call in old:
+        folder = writer.copy()
+        assert writer.write(folder, Fault(call.number, EIO)).error is None
+        assert contents(folder) == writer.whole

@@ -1,5 +1,6 @@
 """Judges of explanations: answers, and the treatment of bad answers."""
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 from helpers.chat_server import inverted, oracle, serving
 from helpers.planted_text import WordTokenizer
 
+from saefast.disk.atomic import append
 from saefast.evaluation.explaining.contexts import text_of_sequences
 from saefast.evaluation.explaining.judges import (
     EndpointJudge,
@@ -260,6 +262,25 @@ def test_a_kill_between_answers_repeats_no_call(tmp_path: Path) -> None:
         assert len(server.bodies) == 12 - kept
         assert not before & {json.dumps(body["messages"]) for body in server.bodies}
     assert len(Answers(path)) == 12
+
+
+def test_an_answer_after_one_that_did_not_fit_on_the_disk_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "answers.jsonl"
+    answers = Answers(path)
+    answers.add("a", 1)
+
+    def full(path: Path, content: bytes) -> None:
+        append(path, content[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("saefast.evaluation.explaining.judges.answers.append", full)
+        with pytest.raises(OSError, match="No space left"):
+            answers.add("b", 2)
+    answers.add("c", 3)
+    assert [Answers(path).get(key) for key in "abc"] == [1, None, 3]
 
 
 def test_explanations_come_from_the_last_line() -> None:
