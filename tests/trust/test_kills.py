@@ -1,6 +1,7 @@
 """Killed processes, continued, end with the bytes of undisturbed ones."""
 
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -37,17 +38,20 @@ def kill_at_random(disk: FaultyDisk, work: str, place: Path, campaign: Campaign)
     duration = time.monotonic() - begun
     whole = contents(place / "whole")
     chance = random.Random(work)
-    while campaign.outcomes.total() < campaign.cases:
-        folder = place / f"killed-{campaign.outcomes.total()}"
-        for _ in range(min(IN_A_ROW, campaign.cases - campaign.outcomes.total())):
+    while campaign.outcomes["killed"] < campaign.cases:
+        folder = place / f"killed-{campaign.outcomes['killed']}"
+        for _ in range(min(IN_A_ROW, campaign.cases - campaign.outcomes["killed"])):
             ended = disk.run(work, folder, seconds=chance.uniform(0, duration / IN_A_ROW))
-            campaign.count("killed" if ended.killed else "ended before")
             assert ended.error is None, ended.message
+            if not ended.killed:
+                break
+            campaign.count("killed")
         ended = disk.run(work, folder)
         assert ended.error is None, ended.message
         found = contents(folder)
         assert found.keys() == whole.keys()
         assert found == whole, [name for name in whole if found[name] != whole[name]]
+        shutil.rmtree(folder)
 
 
 @pytest.mark.campaign("kills of a training", 3, 32)
