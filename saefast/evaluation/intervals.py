@@ -127,6 +127,25 @@ def interval_of_equal_items(value: float, n: int, lowest: float, highest: float)
     return Interval(value, value + missed * (lowest - value), value + missed * (highest - value))
 
 
+def noise_of_draws(measure: str, drawn: Floats, interval: Interval) -> dict[str, float]:
+    """Estimate the noise of a measure, its standard deviation over evaluations of other items.
+
+    Args:
+        measure: name of the measure.
+        drawn: [draws] values of resampled items of the same SAEs.
+        interval: interval of the value over these items; where the draws have no width, because all
+            items are equal, its distant end replaces their spread.
+
+    Returns:
+        {measure: noise}; empty if neither has a width.
+    """
+    drawn = drawn[~np.isnan(drawn)]
+    if len(drawn) and drawn.min() < drawn.max():
+        return {measure: float(drawn.std())}
+    half = max(interval.high - interval.value, interval.value - interval.low)
+    return {} if np.isnan(half) else {measure: half / _NORMAL}
+
+
 def interval_of_difference(a: Interval, b: Interval, drawn: Floats) -> Interval:
     """Return the interval of a - b.
 

@@ -107,7 +107,7 @@ class Evaluation:
     """all scores, for every measure, condition, group, SAE and task"""
     noise: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """by measure, standard deviation of the overall value over repetitions of the evaluation with
-    other seeds"""
+    other seeds, measured or estimated by resampling its items"""
     features: tuple[Mapping[str, Any], ...] = ()
     """for each trained SAE its columns of features.parquet: tensors [m] or lists of m items"""
     notes: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ class EncoderOutput(NamedTuple):
     top_indices: Tensor
     """[n, w] int64, distinct within a row, so that it can be scattered into a dense matrix"""
     pre_acts: Tensor
-    """[n, m] rectified pre-activations, computed when they are read"""
+    """[n, m] pre-activations, rectified but for abstopk, computed when they are read"""
 
 
 class DelphiConfig(NamedTuple):

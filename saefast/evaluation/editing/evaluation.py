@@ -107,7 +107,9 @@ def edit(
             many for the choice of n and for held-out templates.
         least: least number of entities for which the model must know two attributes; attributes
             with fewer have no scores.
-        repeats: number of repetitions with other splits and pairs; two or more give the noise.
+        repeats: number of repetitions with other splits and pairs, whose spread is the noise; 1:
+            the noise is estimated by resampling the test entities, which leaves out that of the
+            choice of latents.
         batch_size: number of whole prompts in one forward pass, and of pairs in a step of a trained
             mask. More prompts are run at once where tokens before the entity need not be run again.
         seed: seed of splits, pairs and random latents.
@@ -156,10 +158,15 @@ def edit(
         values.append(scores[0].value)
         if repeat == 0:
             first = Evaluation(
-                name=NAME, scores=tuple(scores), features=features(results), notes=tuple(notes)
+                name=NAME,
+                scores=tuple(scores),
+                noise=results.noise(),
+                features=features(results),
+                notes=tuple(notes),
             )
-    noise = {H: float(np.std(values, ddof=1))} if repeats > 1 else {}
-    return dataclasses.replace(first, noise=noise)
+    if repeats == 1:
+        return first
+    return dataclasses.replace(first, noise={H: float(np.std(values, ddof=1))})
 
 
 def _checked(

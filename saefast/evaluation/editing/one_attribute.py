@@ -92,6 +92,8 @@ class Edited:
     """number of latents that the chosen edit interchanges"""
     active: float
     """mean share of the base's active latents among them"""
+    active_at_random: float
+    """mean of that share for random latents"""
     scores: Tensor
     """[m] selection scores: attribution, or 1 for latents of a trained or given mask"""
 
@@ -164,7 +166,8 @@ def edit_attribute(
             Edited(
                 outcomes=by_name,
                 latents=int(chosen.sum()),
-                active=_share_of_active(unit.swap, chosen, task.pairs[TEST]),
+                active=_share_of_active(unit.swap, [chosen], task.pairs[TEST]),
+                active_at_random=_share_of_active(unit.swap, its.masks[RANDOM], task.pairs[TEST]),
                 scores=its.scores,
             )
         )
@@ -280,9 +283,10 @@ def _outcomes(
     ]
 
 
-def _share_of_active(swap: Swap, mask: Tensor, pairs: Sequence[Pair]) -> float:
+def _share_of_active(swap: Swap, masks: Sequence[Tensor], pairs: Sequence[Pair]) -> float:
+    """Return the mean over masks of the share of the base's active latents in the mask."""
     base, _ = prompts_of(pairs)
     code = swap.of(base)
     on = code.values != 0
-    edited = on & mask.to(on.device)[code.indices]
-    return float((edited.sum(1) / on.sum(1).clamp(min=1)).mean())
+    edited = torch.stack([on & mask.to(on.device)[code.indices] for mask in masks])
+    return float((edited.sum(2) / on.sum(1).clamp(min=1)).mean())

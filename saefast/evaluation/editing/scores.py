@@ -26,6 +26,7 @@ from saefast.evaluation.intervals import (
     interval_of_difference,
     interval_of_draws,
     interval_of_equal_items,
+    noise_of_draws,
     two_way_interval,
 )
 from saefast.evaluation.scores import TRAINED, Score
@@ -89,9 +90,26 @@ class Results:
                 rows += self._rows(name, name, group, group=group, conditions=(TRAINED,))
         return (
             rows
-            + self._plain("latents", lambda its: float(its.latents))
-            + self._plain("share of active latents", lambda its: its.active)
+            + self._plain(
+                "latents", lambda its: float(its.latents), ALL, lambda its: float(len(its.scores))
+            )
+            + self._plain(
+                "share of active latents",
+                lambda its: its.active,
+                RANDOM,
+                lambda its: its.active_at_random,
+            )
         )
+
+    def noise(self) -> dict[str, float]:
+        """Estimate the noise of the primary measure from resamples of the test entities.
+
+        The choice of latents on training entities is not repeated, so this is a lower bound.
+        """
+        line = self._line(TRAINED, H, CHOSEN)
+        drawn = _mean(line.draws, (0, 1))
+        interval = _interval(float(_mean(line.values)), drawn, self._entities())
+        return noise_of_draws(H, drawn, interval)
 
     def _rows(
         self,
@@ -112,7 +130,7 @@ class Results:
         }
         for condition, line in lines.items():
             row = partial(self._row, measure, formula, group, line)
-            rows.append(row(float(np.nanmean(line.values)), line.overall))
+            rows.append(row(float(_mean(line.values)), line.overall))
             if condition == TRAINED:
                 trained = rows[-1]
             elif TRAINED in lines:
@@ -123,7 +141,7 @@ class Results:
                 continue
             for s, (values, draws) in enumerate(zip(line.values, line.draws, strict=True)):
                 if len(line.values) > 1:
-                    rows.append(row(float(np.nanmean(values)), np.nanmean(draws, 0), sae=s))
+                    rows.append(row(float(_mean(values)), _mean(draws, 0), sae=s))
                 for t in range(len(self.tasks)):
                     rows.append(row(float(values[t]), draws[t], sae=s, task=t))
         return rows
@@ -159,7 +177,7 @@ class Results:
             group=group,
             floor=_FLOORS[formula],
             rival=line.rival,
-            rival_value=float(np.nanmean(line.rival_values[saes, tasks])),
+            rival_value=float(_mean(line.rival_values[saes, tasks])),
             ceiling=float(np.mean(ceilings)),
             primary=measure == H and not group,
         )
@@ -168,7 +186,7 @@ class Results:
         table = self.edited[condition]
         values, draws = self._values(table, formula, edit)
         rivals = {name: self._values(table, formula, name)[0] for name in _RIVALS}
-        best = max(rivals, key=lambda name: float(np.nanmean(rivals[name])))
+        best = max(rivals, key=lambda name: float(_mean(rivals[name])))
         return _Line(condition, values, draws, self._over_seeds(draws), best, rivals[best])
 
     def _gained(self) -> list[Score]:
@@ -182,8 +200,8 @@ class Results:
             room = np.where(trivial < 1, 1 - trivial, np.nan)
             gained = (values - trivial) / room
             spread = (draws - trivial[:, :, None]) / room[:, :, None]
-            value, n = float(np.nanmean(gained)), self._entities()
-            lowest = float(np.nanmean(-trivial / room))
+            value, n = float(_mean(gained)), self._entities()
+            lowest = float(_mean(-trivial / room))
             rows.append(
                 Score(
                     evaluation=NAME,
@@ -197,8 +215,14 @@ class Results:
             )
         return rows
 
-    def _plain(self, measure: str, of: Callable[[Edited], float]) -> list[Score]:
-        """Return rows of a descriptive property of the edits."""
+    def _plain(
+        self,
+        measure: str,
+        of: Callable[[Edited], float],
+        rival: str,
+        of_rival: Callable[[Edited], float],
+    ) -> list[Score]:
+        """Return rows of a descriptive property of the edits, which is 0 without an edit."""
         return [
             Score(
                 evaluation=NAME,
@@ -208,6 +232,9 @@ class Results:
                     [[of(its) for its in line] for line in table], seed=self.seed
                 )._asdict(),
                 n=len(self.tasks),
+                floor=0.0,
+                rival=rival,
+                rival_value=float(np.mean([[of_rival(its) for its in line] for line in table])),
             )
             for condition, table in self.edited.items()
         ]
@@ -247,10 +274,10 @@ class Results:
         """Return means [draws] over tasks and resampled SAEs, from [SAEs, tasks, draws]."""
         saes = len(draws)
         generator = np.random.default_rng(self.seed)
-        counts = generator.multinomial(max(saes - 1, 1), np.full(saes, 1 / saes), size=DRAWS)
-        of_saes = np.nanmean(draws, axis=1)
-        overall: Floats = (counts.T * of_saes).sum(0) / counts.sum(1)
-        return overall
+        shares = np.full(saes, 1 / saes)
+        counts = generator.multinomial(max(saes - 1, 1), shares, size=DRAWS).astype(np.float64)
+        # A resample may hold no pair of the only attribute, so that an SAE has no value in it.
+        return _mean(_mean(draws, 1), 0, counts.T)
 
     def _entities(self, kind: str | None = None) -> int:
         """Return the number of entities with test pairs, of one kind or of all."""
@@ -258,6 +285,16 @@ class Results:
         for task, whole in zip(self.tasks, self.whole, strict=True):
             found[task.kind] = max(found.get(task.kind, 0), whole.entities)
         return sum(found.values()) if kind is None else found[kind]
+
+
+def _mean(
+    values: Floats, axis: int | tuple[int, ...] | None = None, weights: Floats | float = 1.0
+) -> Floats:
+    """Return the weighted mean of the values that are not NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    total = np.sum(np.where(known, values, 0.0) * weights, axis)
+    number = np.sum(known * weights, axis)
+    return np.divide(total, number, out=np.full(np.shape(total), np.nan), where=number > 0)
 
 
 def _interval(value: float, drawn: Floats, n: int, lowest: float = 0.0) -> Interval:

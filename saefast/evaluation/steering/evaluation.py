@@ -42,7 +42,7 @@ from saefast.evaluation.steering.runs import (
     Plan,
     Settings,
 )
-from saefast.evaluation.steering.scores import NAME, scores_of
+from saefast.evaluation.steering.scores import NAME, noise_of, scores_of
 from saefast.evaluation.steering.steered import steered
 from saefast.lm.corpus import Texts
 from saefast.lm.generation import Opening
@@ -180,7 +180,8 @@ def steer(
         least_gain: least gain of a success.
         most_loss: bound on the rise of the loss of a success, in nats.
         batch_size: number of texts in a forward pass.
-        repeats: number of repetitions with other seeds, which give the noise.
+        repeats: number of repetitions with other seeds, whose spread is the noise of all measures;
+            1: the noise of the primary measure is estimated by resampling the latents.
         seed: seed of the sample of latents, of random directions and of sampling noise.
         progress: show progress bars on stderr.
 
@@ -246,11 +247,14 @@ def steer(
         levels = items.levels(rule, strengths, read)
         primary = primary_outcome(outcome, outcomes)
         results = steered(plan, primary, strengths, levels, (LATENT, *controls), progress)
+        of_measures = list(measures(results))
         scores = [
             score
-            for measure in measures(results)
+            for measure in of_measures
             for score in scores_of(measure, items.sample, each_groups, mass, draws, seed)
         ]
+        if repeat == 0:
+            estimated = noise_of(of_measures[0], items.sample, seed)
         runs.append((results, scores, _judged(outcomes)))
     results, scores, judged = runs[0]
     found = examined(examine, results.items, trained)
@@ -258,7 +262,7 @@ def steer(
     return Evaluation(
         name=NAME,
         scores=(*scores, *(as_score(one) for one in predicted)),
-        noise=_noise([its_scores for _, its_scores, _ in runs]),
+        noise=estimated if repeats == 1 else _noise([its_scores for _, its_scores, _ in runs]),
         features=tuple(
             {
                 **results.columns(place, sae.m),
@@ -300,8 +304,6 @@ def _judged(outcomes: Mapping[str, Outcome]) -> list[str]:
 
 def _noise(runs: Sequence[Sequence[Score]]) -> dict[str, float]:
     """Return by measure the standard deviation of the overall value over repetitions."""
-    if len(runs) < 2:
-        return {}
     values: dict[str, list[float]] = {}
     for scores in runs:
         for score in scores:

@@ -15,6 +15,7 @@ from saefast.evaluation.intervals import (
     interval_of_difference,
     interval_of_draws,
     interval_of_equal_items,
+    noise_of_draws,
 )
 from saefast.evaluation.scores import TRAINED, Score
 from saefast.nulls.draws import mass_matched
@@ -103,6 +104,21 @@ def scores_of(
     if not measure.task:
         scores += _by_group(measure, sample, groups, mass, draws, seed)
     return scores
+
+
+def noise_of(measure: Measure, sample: Sample, seed: int) -> dict[str, float]:
+    """Estimate the noise of a measure of the trained SAEs from resamples of the latents.
+
+    Args:
+        measure: measure with its values.
+        sample: origin of the items.
+        seed: seed of the bootstrap.
+
+    Returns:
+        {name of the measure: noise}; empty if it cannot be estimated.
+    """
+    score, drawn = _score(measure, sample, sample.of(TRAINED), TRAINED, (seed, 0))
+    return noise_of_draws(measure.name, drawn, score.interval)
 
 
 def stratified_draws(

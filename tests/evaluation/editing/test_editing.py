@@ -13,6 +13,7 @@ from torch import Tensor
 
 import saefast
 from saefast.evaluation.conditions import rival_conditions
+from saefast.evaluation.editing import evaluation
 from saefast.evaluation.editing.evaluation import edit
 from saefast.evaluation.editing.facts import SPLITS
 from saefast.evaluation.editing.interchange import Interchange, Swap
@@ -218,7 +219,61 @@ def test_repeats_measure_the_noise(model, knowledge, sae):
     alone = [edit(model, 0, sae, knowledge, seed=s, **options).overall("h").value for s in range(3)]
     assert found.noise == {"h": pytest.approx(np.std(alone, ddof=1))}
     assert found.noise["h"] > 0
-    assert edit(model, 0, sae, knowledge, **options).noise == {}
+
+
+def mixed_sae() -> saefast.SAE:
+    """Return an SAE each of whose latents carries several values."""
+    sae = linear_lm.true_sae()
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.linalg.qr(torch.eye(D) + 0.6 * torch.randn(D, D, generator=generator))[0]
+    with torch.no_grad():
+        sae.W_enc.copy_(rows)
+        sae.W_dec.copy_(rows)
+    return sae
+
+
+def test_one_run_estimates_the_noise_of_the_test_entities(model, knowledge):
+    """The estimate is below the spread over seeds, which also choose other latents."""
+    options = {"n": (1, 5), "pairs": 40, "progress": False}
+    found = edit(model, 0, mixed_sae(), knowledge, **options)
+    measured = edit(model, 0, mixed_sae(), knowledge, repeats=6, **options).noise["h"]
+    assert 0.4 * measured < found.noise["h"] < 1.2 * measured
+    least = 1.96 * 2**0.5 * found.noise["h"]
+    assert f"h: differences of two SAEs below {least:.3f} are" in "\n".join(found.lines())
+
+
+def test_equal_entities_have_the_noise_of_their_interval(edited):
+    score = edited.overall("h")
+    assert score.value == score.high == 1
+    assert edited.noise == {"h": pytest.approx((1 - score.low) / 1.96, rel=1e-4)}
+
+
+def test_a_resample_without_pairs_has_no_value(model, knowledge, monkeypatch):
+    """With one attribute and few pairs, some resamples of entities hold no cause pair."""
+    tasks_and_notes = evaluation._tasks
+
+    def first(*arguments):
+        questions, tasks, notes = tasks_and_notes(*arguments)
+        return questions, tasks[:1], notes
+
+    monkeypatch.setattr(evaluation, "_tasks", first)
+    found = edit(model, 0, [mixed_sae(), linear_lm.true_sae()], knowledge, n=(5,), pairs=4)
+    score = found.overall("h")
+    assert 0 <= score.low < score.value < score.high <= 1
+    alone = edit(model, 0, mixed_sae(), knowledge, n=(5,), pairs=4).overall("h")
+    assert 0 <= alone.low <= alone.value < alone.high <= 1
+
+
+def test_no_row_is_a_bare_mean(edited):
+    for row in edited.scores:
+        assert not math.isnan(row.floor), row
+    for condition in ("trained", "permuted_decoder"):
+        latents = edited.overall("latents", condition)
+        assert (latents.floor, latents.rival, latents.rival_value) == (0, ALL, D)
+    # Random latents are drawn among those that are active on some prompt, here all.
+    share = edited.overall("share of active latents")
+    assert share.rival == RANDOM
+    assert share.rival_value == pytest.approx(VALUES / D, abs=0.1)
 
 
 def test_too_few_entities_are_not_measured(model, sae):

@@ -1,5 +1,7 @@
 """Trained subspaces of editing: found where they are planted, and exact in their form."""
 
+import math
+
 import pytest
 import torch
 from helpers import linear_lm
@@ -10,6 +12,7 @@ from saefast.evaluation.editing.evaluation import edit
 from saefast.evaluation.editing.interchange import Interchange
 from saefast.evaluation.editing.knowledge import known_facts
 from saefast.evaluation.editing.mean_differences import mean_differences
+from saefast.evaluation.editing.one_attribute import ALL, NONE, RANDOM
 from saefast.evaluation.editing.pairs import PARTS, Questions, tasks_of
 from saefast.evaluation.editing.subspace import Subspace, trained_subspace
 from saefast.lm import find_site
@@ -75,6 +78,13 @@ def test_it_is_a_condition_of_its_own(world) -> None:
     assert VALUES - 1 <= found.overall("latents", "mdas").value <= VALUES + 1
     difference = found.overall("h", "trained - mdas")
     assert difference.value == pytest.approx(1 - found.overall("h", "mdas").value)
+    # It has the floor and rivals of other conditions, in every row.
+    for measure in ("h", "latents", "share of active latents"):
+        row, other = (found.overall(measure, name) for name in ("mdas", "diffmean"))
+        assert row.floor == other.floor == 0
+        assert row.rival in (NONE, ALL, RANDOM)
+        assert not math.isnan(row.rival_value)
+    assert found.overall("latents", "mdas").rival_value == D
     # Its mask is trained: there is no choice among numbers of latents.
     at_one = {score.condition for score in found.scores if score.measure == "h at 1"}
     assert {"trained", "diffmean"} <= at_one

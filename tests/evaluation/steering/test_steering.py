@@ -308,10 +308,21 @@ def test_tables_are_reproducible_and_repeats_measure_noise() -> None:
     quick = {"features": 4, "strengths": (30.0,), "new_tokens": 4, "most_loss": 5.0, "seed": 1}
     first = planted(**quick)
     assert str(first.to_table().to_pylist()) == str(planted(**quick).to_table().to_pylist())
-    assert not first.noise
     noise = planted(**quick, repeats=2).noise
     assert noise["success by rule"] == 0
     assert noise["divergence"] > 0
+
+
+def test_one_run_estimates_the_noise_of_its_sample() -> None:
+    options = {"features": 12, "strengths": (8.0,), "least_gain": 0.2, "new_tokens": 6}
+    primary = "success by rule above mismatched"
+    found = planted(**options)
+    assert list(found.noise) == [primary]
+    estimate = found.noise[primary]
+    measured = planted(**options, repeats=8).noise[primary]
+    assert 0.6 * measured < estimate < 1.6 * measured
+    told = f"{primary}: differences of two SAEs below {1.96 * 2**0.5 * estimate:.3f} are"
+    assert told in "\n".join(found.lines())
 
 
 def test_sampled_latents_are_examined_and_their_properties_predict() -> None:
