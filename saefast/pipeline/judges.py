@@ -7,36 +7,41 @@ from saefast.evaluation.explaining.judges import (
     LocalJudge,
 )
 from saefast.lm import load_model
-from saefast.pipeline.evaluation_settings import JudgeSettings
-
-_RULES, _EMBEDDING, _LOCAL = "rules", "embedding", "local:"
+from saefast.pipeline.evaluation_settings import EMBEDDING, LOCAL, RULES, JudgeSettings
 
 
-def judge_of(how: JudgeSettings, *, per_prompt: int = 5, progress: bool) -> Judge | None:
+def judge_of(
+    how: JudgeSettings,
+    *,
+    per_prompt: int = 5,
+    prices: tuple[float, float] | None = None,
+    progress: bool,
+) -> Judge | None:
     """Build the judge that settings name, or return None for rules.
 
     Args:
         how: settings with the name of the judge.
         per_prompt: number of texts in a prompt of an endpoint.
+        prices: prices of an endpoint's tokens, see `EndpointJudge`.
         progress: show progress bars on stderr.
 
     Returns:
         The judge, or None.
     """
     name = how.judge
-    if name == _RULES:
+    if name == RULES:
         return None
-    if name == _EMBEDDING:
+    if name == EMBEDDING:
         return EmbeddingJudge()
-    if name.startswith(_LOCAL):
-        model = load_model(name.removeprefix(_LOCAL), progress=progress)
+    if name.startswith(LOCAL):
+        model = load_model(name.removeprefix(LOCAL), progress=progress)
         return LocalJudge(model, progress=progress)
     url, _, model_name = name.partition("#")
-    if url.startswith(("http://", "https://")) and model_name:
-        return EndpointJudge(
-            url, model_name, key_env=how.key_env, per_prompt=per_prompt, progress=progress
-        )
-    raise ValueError(
-        f"judge must be {_RULES}, {_EMBEDDING}, {_LOCAL}NAME for a language model, or URL#MODEL "
-        f"for an endpoint, such as http://localhost:8000/v1#my-model; got {name!r}"
+    return EndpointJudge(
+        url,
+        model_name,
+        key_env=how.key_env,
+        per_prompt=per_prompt,
+        prices=prices,
+        progress=progress,
     )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -98,3 +99,48 @@ def random_sae(d: int = D, dtype: torch.dtype = torch.float32, **settings: Any) 
         for parameter in (sae.W_dec, sae.W_enc, sae.b_dec):
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
     return sae.requires_grad_(False)
+
+
+def write_gguf(path: Path) -> None:
+    """Write two layers of Llama, quantised to eight bits."""
+    gguf = pytest.importorskip("gguf", reason="needs saefast[lm]")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(D)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(D // 4)
+    letters = sorted(tokenizer().get_vocab().items(), key=lambda item: item[1])
+    writer.add_tokenizer_model("gpt2")
+    letters.append(("ab", len(letters)))
+    writer.add_token_list([letter for letter, _ in letters])
+    writer.add_token_types([3, 3] + [1] * (len(letters) - 2))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    generator = np.random.default_rng(0)
+
+    def add(name: str, *shape: int) -> None:
+        values = 0.3 * generator.standard_normal(shape, dtype=np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, values)
+        else:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+    add("token_embd.weight", len(letters), D)
+    add("output_norm.weight", D)
+    for layer in range(2):
+        for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            add(f"blk.{layer}.{part}.weight", D, D)
+        for part, shape in (("gate", (64, D)), ("up", (64, D)), ("down", (D, 64))):
+            add(f"blk.{layer}.ffn_{part}.weight", *shape)
+        add(f"blk.{layer}.attn_norm.weight", D)
+        add(f"blk.{layer}.ffn_norm.weight", D)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

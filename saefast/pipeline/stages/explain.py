@@ -15,13 +15,20 @@ def explain(job: Job) -> None:
     evaluate_run("explain", measure, job)
 
 
-def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -> Evaluation:
+def measure(
+    subject: Subject,
+    how: EvaluateSettings,
+    *,
+    dry_run: bool = False,
+    prices: tuple[float, float] | None = None,
+) -> Evaluation:
     """Explain the latents of a subject.
 
     Args:
         subject: SAEs with their model and held-out rows.
         how: settings, of which `explain` and the budget are used.
         dry_run: count the judge's requests without sending any.
+        prices: prices of the dry run, as of an `EndpointJudge`.
 
     Returns:
         Scores of the explanations.
@@ -31,7 +38,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
         subject.site,
         subject.saes,
         subject.held_out,
-        judge=judge_of(how.explain, progress=subject.progress),
+        judge=judge_of(how.explain, prices=prices, progress=subject.progress),
         features=of_budget(how.budget, how.explain.features, 60, 200),
         conditions=subject.sparse_conditions,
         groups=subject.groups,

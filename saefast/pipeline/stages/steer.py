@@ -44,7 +44,13 @@ def steer(job: Job) -> None:
     evaluate_run("steer", measure, job)
 
 
-def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -> Evaluation:
+def measure(
+    subject: Subject,
+    how: EvaluateSettings,
+    *,
+    dry_run: bool = False,
+    prices: tuple[float, float] | None = None,
+) -> Evaluation:
     """Steer with the latents of a subject, which are explained by rules.
 
     The judge also rates the rules of the trained latents to steer with, so that its detection score
@@ -55,6 +61,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
         subject: SAEs with their model and held-out rows.
         how: settings, of which `steer` and the budget are used.
         dry_run: count the judge's requests without steering.
+        prices: prices of the dry run, as of an `EndpointJudge`.
 
     Returns:
         Scores of steering, or with `dry_run` notes alone.
@@ -62,7 +69,7 @@ def measure(subject: Subject, how: EvaluateSettings, *, dry_run: bool = False) -
     settings = how.steer
     conditions = of_budget(how.budget, None, subject.beside, subject.sparse_conditions)
     sizes = _Sizes(how)
-    judge = judge_of(settings, per_prompt=PER_PROMPT, progress=subject.progress)
+    judge = judge_of(settings, per_prompt=PER_PROMPT, prices=prices, progress=subject.progress)
     if isinstance(judge, EndpointJudge):
         judge.keep_answers(subject.out / ANSWERS)
     if dry_run:
@@ -177,12 +184,11 @@ def _cost(
     known = known_questions(subject.model.tokenizer)
     text = token_text(subject.held_out, subject.model.tokenizer)
     rated = typical_questions(text, sum(each_sae[:trained]))
-    first = judge.cost([], [*known.right, *known.swapped, *rated])
-    then = TextRater(judge).cost(explanations, texts)
+    cost = judge.cost([], [*known.right, *known.swapped, *rated])
+    cost = cost.plus(TextRater(judge).cost(explanations, texts))
     return (
-        f"steer: judge {judge.name} would get at most about {first.calls + then.calls} requests "
-        f"with {first.tokens + then.tokens} tokens for {latents} latents and its calibration; it "
-        f"was not called"
+        f"steer: judge {judge.name} would get at most about {cost.told()} for {latents} latents "
+        f"and its calibration; it was not called"
     )
 
 

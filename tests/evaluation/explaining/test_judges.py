@@ -344,6 +344,11 @@ def test_a_run_stops_before_its_limit_of_tokens(tmp_path: Path) -> None:
         cost = EndpointJudge(server.url, "m", **FAST).cost([], asked)
         assert cost.calls == 12
         assert len(server.bodies) == 0
+        priced = EndpointJudge(server.url, "m", prices=(2.0, 30.0), **FAST).cost([], asked)
+        answers = 12 * (10 + 4 * 5)  # the largest answers to twelve prompts of five windows
+        assert priced.tokens == cost.tokens
+        assert priced.price == pytest.approx((2 * (cost.tokens - answers) + 30 * answers) / 1e6)
+        assert cost.price is None
         judge = EndpointJudge(
             server.url, "m", answers=path, most_tokens=cost.tokens // 2, parallel=1, **FAST
         )
@@ -372,6 +377,8 @@ def test_errors_name_bad_settings() -> None:
         EndpointJudge("localhost:8000", "m")
     with pytest.raises(ValueError, match="url must be"):
         EndpointJudge("file:///etc/passwd", "m")
+    with pytest.raises(ValueError, match="prices must be at least 0"):
+        EndpointJudge("http://localhost", "m", prices=(1.0, -1.0))
     with pytest.raises(ValueError, match="parallel must be at least 1"):
         EndpointJudge("http://localhost", "m", parallel=0)
     with pytest.raises(ValueError, match="model must be the name"):

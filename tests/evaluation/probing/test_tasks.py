@@ -192,7 +192,7 @@ def test_the_error_for_a_missing_package_names_the_command(monkeypatch: pytest.M
     def missing(name: str) -> Any:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(sae_probes_module, "distribution", missing)
+    monkeypatch.setattr("saefast.lm.requirements.distribution", missing)
     with pytest.raises(ImportError, match="pip install --no-deps sae-probes"):
         labelled_tasks("sae-probes")
 

@@ -54,6 +54,7 @@ class EndpointJudge:
             JSON.
         backoff: seconds before the first repetition; doubles with each further one.
         most_tokens: number of tokens after which no more requests are sent; None: no limit.
+        prices: price of a million tokens of prompts, and of answers, for `cost`; None: unknown.
         progress: show progress bars on stderr.
     """
 
@@ -73,6 +74,7 @@ class EndpointJudge:
         retries: int = 5,
         backoff: float = 1.0,
         most_tokens: int | None = None,
+        prices: tuple[float, float] | None = None,
         progress: bool = True,
     ) -> None:
         checks.whole("per_prompt", per_prompt, 1)
@@ -82,13 +84,15 @@ class EndpointJudge:
             checks.whole("most_tokens", most_tokens, 1)
         for name, seconds in (("timeout", timeout), ("backoff", backoff)):
             checks.at_least(name, seconds, 0)
+        for price in prices or ():
+            checks.at_least("prices", price, 0)
         if not isinstance(model, str) or not model:
             raise ValueError(f"model must be the name of a model at the endpoint, got {model!r}")
         key = None if key_env is None else os.environ.get(key_env, "").strip() or None
         self._endpoint = ChatEndpoint(url, key, key_env, timeout, retries, backoff)
         self.name = f"{model} at {self._endpoint.url.removesuffix('/chat/completions')}"
         self._model, self._parallel, self._per_prompt = model, parallel, per_prompt
-        self._most_tokens, self._progress = most_tokens, progress
+        self._most_tokens, self._prices, self._progress = most_tokens, prices, progress
         self._answers, self.keeps = Answers(answers), answers is not None
         self._chances = True  # until the endpoint refuses to send log-probabilities
         self._lock = Lock()
@@ -145,7 +149,7 @@ class EndpointJudge:
             questions: questions, each with an explanation and a window.
 
         Returns:
-            Calls and tokens.
+            Calls and tokens, with their price if `prices` are known.
         """
         asked = [self._explaining(windows) for windows in examples]
         asked += [
@@ -154,7 +158,11 @@ class EndpointJudge:
         ]
         new = {key_of(body): body for body in asked}
         open_ = [body for key, body in new.items() if self._answers.get(key) is None]
-        return Cost(len(open_), sum(map(_tokens_of, open_)))
+        prompts, answers = (sum(of(body) for body in open_) for of in (_prompt_of, _answer_of))
+        price = None
+        if self._prices is not None:
+            price = (prompts * self._prices[0] + answers * self._prices[1]) / 1e6
+        return Cost(len(open_), prompts + answers, price)
 
     def _explaining(self, windows: Sequence[Window]) -> dict[str, Any]:
         return self._body(explaining_prompt(windows), _EXPLANATION_TOKENS, chances=False)
@@ -238,7 +246,7 @@ class EndpointJudge:
 
     def _reserve(self, body: dict[str, Any]) -> None:
         """Add the tokens of a request to the count, or raise if they would exceed the limit."""
-        tokens = _tokens_of(body)
+        tokens = _prompt_of(body) + _answer_of(body)
         with self._lock:
             if self._most_tokens is not None and self.tokens + tokens > self._most_tokens:
                 raise RuntimeError(
@@ -283,6 +291,12 @@ def _at(value: Any, *path: str | int) -> Any:
     return value
 
 
-def _tokens_of(body: dict[str, Any]) -> int:
+def _prompt_of(body: dict[str, Any]) -> int:
+    """Return the estimated number of tokens of a prompt."""
     letters = sum(len(message["content"]) for message in body["messages"])
-    return round(letters / _LETTERS_PER_TOKEN) + int(body["max_tokens"])
+    return round(letters / _LETTERS_PER_TOKEN)
+
+
+def _answer_of(body: dict[str, Any]) -> int:
+    """Return the largest number of tokens of an answer."""
+    return int(body["max_tokens"])

@@ -64,7 +64,20 @@ class Cost(NamedTuple):
     calls: int
     """number of requests to an endpoint"""
     tokens: int
-    """estimated number of tokens of prompts and answers"""
+    """estimated number of tokens of prompts and, at most, of answers"""
+    price: float | None = None
+    """price of these tokens; None without the prices of a judge"""
+
+    def plus(self, other: "Cost") -> "Cost":
+        """Return the cost of both."""
+        known = [each.price for each in (self, other) if each.price is not None]
+        price = sum(known) if len(known) == 2 else None
+        return Cost(self.calls + other.calls, self.tokens + other.tokens, price)
+
+    def told(self) -> str:
+        """Return the cost in words."""
+        price = "" if self.price is None else f" (at most {self.price:.2f} at the given prices)"
+        return f"{self.calls} requests with {self.tokens} tokens{price}"
 
 
 class Judge(Protocol):

