@@ -1,13 +1,18 @@
 """Commands for the stages of a run, each of which runs the stages that it depends on as well."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from saefast.cli.runs import facts_of, staged
+from saefast.cli.sweep import share_from
 from saefast.cli.telling import Json, called, tell
+
+if TYPE_CHECKING:
+    from saefast.match.features import MatchOptions
 
 Run = Annotated[tyro.conf.Positional[Path], called("RUN")]
 Threshold = float | Literal["null"]
@@ -29,6 +34,9 @@ def match(
     one_to_one: bool = False,
     side: Literal["decoder", "encoder"] = "decoder",
     absolute: bool = False,
+    processes: int | None = None,
+    on: str = "local",
+    share: str | None = None,
     json_output: Json = False,
 ) -> None:
     """Match the features of the SAEs of a run, or of several SAEs in files.
@@ -43,7 +51,16 @@ def match(
             similarities is greatest.
         side: Rows to compare.
         absolute: Count opposite directions as similar, as a run does for AbsTopK.
+        processes: Number of processes that match pairs, which share the threads; needs out. None: 1
+            here, and on Ray as many as there is room for.
+        on: Where pairs are matched: local, in processes of this machine; ray, on the cluster that
+            RAY_ADDRESS names or that runs here; or ray://HOST. Needs out, which all nodes share.
+        share: Match one of several fixed shares of the pairs, such as 3/16, for independent jobs;
+            needs out. None: all pairs.
     """
+    by_processes = (processes, on, share) != (None, "local", None)
+    if out is None and by_processes:
+        raise ValueError("processes, on and share need out, the folder to which processes write")
     if len(sources) == 1 and out is None:
         if one_to_one or absolute or side != "decoder":
             raise ValueError(
@@ -52,27 +69,59 @@ def match(
             )
         _stage(sources[0], "match", {}, json_output)
         return
-    from saefast.match.all_pairs import match_all
-    from saefast.storage import load_dictionaries
-
     if not sources:
         raise ValueError("sources must be a run or at least two SAEs, got none")
-    each = load_dictionaries(*sources, encoder=side == "encoder")
-    found = match_all(
-        each,
-        out=out,
-        resume=True,
-        progress=not json_output,
-        side=side,
-        one_to_one=one_to_one,
-        absolute=absolute,
-    )
-    shares = {f"{s}-{t}": _shared(found[s, t]) for s, t in found if s < t}
-    sentence = ", ".join(f"{pair}: {share:.3f}" for pair, share in shares.items())
-    written = [] if out is None else sorted(out.glob("*-*.parquet"))
+    how: MatchOptions = {"side": side, "one_to_one": one_to_one, "absolute": absolute}
+    if out is not None and by_processes:
+        if on == "local" and processes is None:
+            processes = 1
+        shares = _matched_by_processes(sources, out, processes, on, share, not json_output, how)
+    else:
+        shares = _matched(sources, out, not json_output, how)
+    sentence = ", ".join(f"{pair}: {portion:.3f}" for pair, portion in shares.items())
+    written = [] if out is None else [out / f"{pair}.parquet" for pair in shares]
     facts = {"shared_at_0.7": shares}
     kind = "absolute cosine" if absolute else "cosine"
     tell(f"share of features with a partner of {kind} 0.7: {sentence}", facts, written, json_output)
+
+
+def _matched(
+    sources: Sequence[Path], out: Path | None, progress: bool, how: "MatchOptions"
+) -> dict[str, float]:
+    """Match all pairs in this process, and return the share of shared features of each."""
+    from saefast.match.all_pairs import match_all
+    from saefast.storage import load_dictionaries
+
+    each = load_dictionaries(*sources, encoder=how["side"] == "encoder")
+    found = match_all(each, out=out, resume=True, progress=progress, **how)
+    return {f"{s}-{t}": _shared(found[s, t]) for s, t in found if s < t}
+
+
+def _matched_by_processes(
+    sources: Sequence[Path],
+    out: Path,
+    processes: int | None,
+    on: str,
+    share: str | None,
+    progress: bool,
+    how: "MatchOptions",
+) -> dict[str, float]:
+    """Match pairs by several processes, and return the share of shared features of each."""
+    from saefast.match.saved import read_pair
+    from saefast.sweep import match_by_processes
+
+    written = match_by_processes(
+        *sources,
+        out=out,
+        processes=processes,
+        on=on,
+        share=share_from(share),
+        resume=True,
+        progress=progress,
+        **how,
+    )
+    found = {file.stem: read_pair(file) for file in written}
+    return {pair: _shared(both[0]) for pair, both in found.items() if both is not None}
 
 
 def stability(

@@ -50,7 +50,7 @@ def sweep(
         if not json_output:
             print(line, file=sys.stderr, flush=True)
 
-    cells, part = read_sweep(config), _share(share)
+    cells, part = read_sweep(config), share_from(share)
     if plan:
         if on != "local":
             raise ValueError(
@@ -88,7 +88,7 @@ def sweep(
         )
 
 
-def _share(given: str | None) -> tuple[int, int] | None:
+def share_from(given: str | None) -> tuple[int, int] | None:
     """Parse I/N into the number of a share and the number of shares."""
     if given is None:
         return None

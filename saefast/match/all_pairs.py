@@ -2,7 +2,7 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Unpack
@@ -53,21 +53,51 @@ def match_all(
     folder = None if out is None else Path(out)
     pairs = list(combinations(range(len(sides)), 2))
     if folder is not None:
-        for s, t in pairs:
-            file = _file(folder, s, t)
-            for path in (file, file.with_suffix(_UNFINISHED)):
-                refuse_existing(path, resume)
-    about = {} if folder is None else _about(how, sides)
+        refuse_pairs(folder, pairs, resume)
     found: Pairs = {}
-    with pairs_bar(sum(_work(sides[s], sides[t]) for s, t in pairs), progress) as bar:
-        for s, t in pairs:
-            if folder is None:
-                both = match_both(sides[s], sides[t], how, bar.update)
-            else:
-                facts = about | {"content": [about["content"][s], about["content"][t]]}
-                both = _kept(folder, (s, t), facts, sides[s], sides[t], how, bar.update)
+    with pairs_bar(sum(work_of(sides[s], sides[t]) for s, t in pairs), progress) as bar:
+        matched: Iterator[Both]
+        if folder is None:
+            matched = (match_both(sides[s], sides[t], how, bar.update) for s, t in pairs)
+        else:
+            matched = stored_pairs(folder, dict(enumerate(sides)), pairs, how, bar.update)
+        for (s, t), both in zip(pairs, matched, strict=True):
             found[s, t], found[t, s] = both
     return found
+
+
+def refuse_pairs(folder: Path, pairs: Iterable[tuple[int, int]], resume: bool) -> None:
+    """Raise an error if the folder has files of these pairs and they are not to be resumed."""
+    for pair in pairs:
+        file = pair_file(folder, *pair)
+        for path in (file, file.with_suffix(_UNFINISHED)):
+            refuse_existing(path, resume)
+
+
+def stored_pairs(
+    folder: Path,
+    sides: Mapping[int, UnitRows],
+    pairs: Iterable[tuple[int, int]],
+    how: Matching,
+    report: Report,
+) -> Iterator[Both]:
+    """Read pairs from a folder, and match those that are not there and write them.
+
+    Args:
+        folder: folder of the results.
+        sides: compared rows of the dictionaries of the pairs, by the number of the dictionary.
+        pairs: numbers of both dictionaries of each pair.
+        how: options.
+        report: function that is called with the work done since the last call, as in `work_of`.
+
+    Yields:
+        Matches of each pair.
+    """
+    about = _options(how)
+    content = {number: _checksum(side) for number, side in sides.items()}
+    for s, t in pairs:
+        facts = about | {"content": [content[s], content[t]]}
+        yield _kept(folder, (s, t), facts, sides[s], sides[t], how, report)
 
 
 def _kept(
@@ -80,7 +110,7 @@ def _kept(
     report: Report,
 ) -> Both:
     """Read a pair from the folder, or match it and write it there."""
-    file = _file(folder, *names)
+    file = pair_file(folder, *names)
     both = read_pair(file, facts)
     # Memory determines the length of lists and the size of blocks.
     unfinished = Unfinished(file.with_suffix(_UNFINISHED), facts | {"memory": how.memory})
@@ -88,27 +118,27 @@ def _kept(
         both = match_both(x, y, how, report, unfinished)
         write_pair(file, both, names, facts)
     else:
-        report(_work(x, y))
+        report(work_of(x, y))
     unfinished.finish()
     return both
 
 
-def _file(folder: Path, s: int, t: int) -> Path:
+def pair_file(folder: Path, s: int, t: int) -> Path:
     """Return the path of a pair's file."""
     return folder / f"{s}-{t}.parquet"
 
 
-def _work(x: UnitRows, y: UnitRows) -> int:
+def work_of(x: UnitRows, y: UnitRows) -> int:
     """Return the number of pairs of features, each counted from both sides."""
     return 2 * len(x) * len(y)
 
 
-def _about(how: Matching, sides: Sequence[UnitRows]) -> dict[str, Any]:
-    """Return everything that determines the result: options and checksums of the features."""
+def _options(how: Matching) -> dict[str, Any]:
+    """Return the options that determine a result."""
     settings = dataclasses.asdict(how)
     if not how.one_to_one:  # only one-to-one results depend on memory
         del settings["memory"]
-    return settings | {"content": [_checksum(side) for side in sides]}
+    return settings
 
 
 def _checksum(side: UnitRows) -> str:

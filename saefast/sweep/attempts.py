@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from saefast.sweep.harvest_tasks import HARVEST_PART, harvest_part_from
+from saefast.sweep.match_tasks import MATCH_TILE, match_tile_from
 from saefast.sweep.tasks import HARVEST, STAGES, TRAIN, task_from
 from saefast.sweep.workers import WorkerTask, reason_of
 
@@ -12,6 +13,7 @@ _READERS: dict[str, Callable[[dict[str, Any]], WorkerTask]] = {
     TRAIN: task_from,
     STAGES: task_from,
     HARVEST_PART: harvest_part_from,
+    MATCH_TILE: match_tile_from,
 }
 """Function that restores a task from its dict, by kind"""
 

@@ -20,6 +20,14 @@ def check_on(on: str, processes: int | None) -> None:
         checks.whole("processes", processes, 1)
 
 
+def check_share(share: tuple[int, int]) -> None:
+    """Raise ValueError or TypeError unless this is the number of a share and of all shares."""
+    number, of = share
+    checks.whole("share", of, 1)
+    if not 1 <= number <= of:
+        raise ValueError(f"share must be I/N with I from 1 to N, such as 3/16, got {number}/{of}")
+
+
 def open_workers(on: str, processes: int | None, tasks: int) -> Workers[Any]:
     """Return workers for a `with` statement.
 

@@ -97,6 +97,8 @@ def test_stored_pairs_are_not_matched_again(tmp_path, monkeypatch):
     match_all(DICTIONARIES, out=tmp_path, resume=True)
     match_all(changed, out=tmp_path, resume=True)
     assert len(work) == 11
+    match_all([changed[0] + 0.01, *changed[1:]], out=tmp_path, resume=True)
+    assert len(work) == 13
 
 
 def test_with_more_memory_a_pair_is_matched_again(tmp_path):

@@ -5,51 +5,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.inline_workers import Inline, content, use
 from helpers.tiny_lm import TEXTS, llama, saved
 from helpers.worker_processes import children, is_worker
 
 from saefast.lm import LanguageModel, harvest, load_model
-from saefast.sweep import harvest_by_processes, pool
-from saefast.sweep.attempts import attempt
-from saefast.sweep.workers import Answer
+from saefast.sweep import harvest_by_processes
 
 SITES = [1, "mlp.3"]
 ROWS = 601
 SETTINGS: dict[str, Any] = {"corpus": TEXTS * 8, "context": 16, "batch_size": 3}
 SETTINGS |= {"rows_per_shard": 50, "progress": False}
-
-
-class Inline:
-    """Workers that perform each part in this process, after an optional refusal."""
-
-    def __init__(self, refuse: Callable[[int], str | None] = lambda _: None) -> None:
-        self.groups, self.memory = 2, None
-        self.records: list[dict[str, Any]] = []
-        self._waiting: list[Any] = []
-        self._refuse = refuse
-
-    def free(self) -> bool:
-        return len(self._waiting) < 2
-
-    def start(self, task: Any) -> None:
-        self._waiting.append(task)
-
-    def wait(self) -> Answer[Any]:
-        task = self._waiting.pop()  # the last one first: parts end in any order
-        self.records.append(task.to_dict())
-        return Answer(task, self._refuse(len(self.records)) or attempt(self.records[-1]))
-
-    def __enter__(self) -> "Inline":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +36,6 @@ def one_thread(light: None) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def use(monkeypatch: pytest.MonkeyPatch, hands: Inline) -> Inline:
-    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: hands)
-    return hands
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize("drop_bos", [True, False])
