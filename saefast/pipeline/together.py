@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from saefast.disk.atomic import explained, flush_folder, make_folder
@@ -40,13 +40,20 @@ def stream_key(settings: RunSettings) -> str:
     return json.dumps([dataclasses.asdict(settings.data), shared, trainer])
 
 
-def harvest_together(jobs: Sequence[Job], stores: Path, *, progress: bool = True) -> None:
+def harvest_together(
+    jobs: Sequence[Job],
+    stores: Path,
+    *,
+    progress: bool = True,
+    write: Callable[..., list[Path]] | None = None,
+) -> None:
     """Write the rows of runs with one `store_key`, and link them into the folder of each.
 
     Args:
         jobs: runs to harvest.
         stores: folder of all stores.
         progress: show progress bars on stderr.
+        write: function that writes the rows of a language model, as for `harvest_sites`.
     """
     begun = time.perf_counter()
     waiting = [job for job in jobs if not is_finished(job, "harvest")]
@@ -57,7 +64,7 @@ def harvest_together(jobs: Sequence[Job], stores: Path, *, progress: bool = True
     places: dict[str, tuple[Path, Path]] = {}
     if isinstance(data, HarvestSettings):
         sites = list(dict.fromkeys(_site(job) for job in waiting))
-        found = harvest_sites(data, sites, train, held_out, progress)
+        found = harvest_sites(data, sites, train, held_out, progress, write)
         places = dict(zip(sites, found, strict=True))
     elif isinstance(data, PlantedSettings):
         plant(data, train, held_out, progress)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,8 +10,9 @@ from saefast import checks
 from saefast.pipeline.stage_list import NAMES
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
+from saefast.sweep.divided_harvest import divide_harvests
 from saefast.sweep.folder import FailureRecord, SweepFolder
-from saefast.sweep.pool import ATTEMPTS, check_on, open_workers
+from saefast.sweep.pool import ATTEMPTS, check_on, check_share, open_workers
 from saefast.sweep.report import write_table_and_report
 from saefast.sweep.tasks import Schedule, Task
 from saefast.sweep.workers import Answer, Workers
@@ -88,7 +89,10 @@ def run_sweep(
             hands: Workers[Task]
             with open_workers(on, processes, len(left)) as hands:
                 schedule.fit(hands.groups, hands.memory)
-                failed = _work(schedule, folder, hands, tell)
+                tasks = schedule.first()
+                if on == "local":  # a driver on Ray may lack the devices of the nodes
+                    divide_harvests(tasks, folder, hands, tell)
+                failed = _work(schedule, tasks, folder, hands, tell)
         results, report = write_table_and_report(folder)
     return SweepOutcome(
         len(cells),
@@ -116,10 +120,8 @@ def cells_of(sweep: Sweep, share: tuple[int, int] | None) -> list[Cell]:
     cells = list(sweep.cells)
     if share is None:
         return cells
+    check_share(share)
     number, of = share
-    checks.whole("share", of, 1)
-    if not 1 <= number <= of:
-        raise ValueError(f"share must be I/N with I from 1 to N, such as 3/16, got {number}/{of}")
     keys = [stream_key(cell.settings) for cell in cells]
     order = sorted(range(len(cells)), key=lambda place: keys[place])
     mine = {place for rank, place in enumerate(order) if rank * of // len(cells) == number - 1}
@@ -146,10 +148,14 @@ def _accept(sweep: Sweep, folder: SweepFolder, remake: bool, tell: Callable[[str
 
 
 def _work(
-    schedule: Schedule, folder: SweepFolder, workers: Workers[Task], tell: Callable[[str], None]
+    schedule: Schedule,
+    first: Sequence[Task],
+    folder: SweepFolder,
+    workers: Workers[Task],
+    tell: Callable[[str], None],
 ) -> dict[str, str]:
-    """Perform all tasks and return the reasons of failures by cell."""
-    waiting = deque(schedule.first())
+    """Perform the first tasks and those after them, and return the reasons of failures by cell."""
+    waiting = deque(first)
     running = 0
     failed: dict[str, str] = {}
     while waiting or running:

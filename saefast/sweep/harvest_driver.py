@@ -1,8 +1,9 @@
 """Harvest of activations by several processes into the same stores."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from saefast.lm.stored_tokens import StoredTokens, write_tokens
 from saefast.progress import ProgressBar
 from saefast.sweep.harvest_tasks import HARVEST_PART, HarvestPart
 from saefast.sweep.pool import check_on, open_workers, perform_all
+from saefast.sweep.workers import Workers
 
 _TOKENS_FILE = f"tokens.safetensors{PART}"
 _EXTRAS = {name: Kept(torch.int32, ()) for name in (TOKENS, POSITIONS)}
@@ -33,6 +35,7 @@ def harvest_by_processes(
     out: str | Path,
     processes: int,
     on: str = "local",
+    workers: Workers[Any] | None = None,
     tokens: int | None = None,
     corpus: Texts | None = None,
     context: int = 256,
@@ -59,6 +62,8 @@ def harvest_by_processes(
         processes: number of worker processes, which divide the threads of the machine; on Ray, the
             maximum number of concurrent tasks.
         on: "local", "ray" or "ray://HOST", as for `run_sweep`.
+        workers: idle workers that perform the parts, and stay open, instead of new ones `on` a
+            place.
         tokens: see `harvest`.
         corpus: see `harvest`.
         context: see `harvest`.
@@ -109,8 +114,9 @@ def harvest_by_processes(
                 done = now
 
             if parts:
-                with open_workers(on, processes, len(parts)) as workers:
-                    perform_all(parts, workers, finished)
+                opened = nullcontext(workers) if workers else None
+                with opened or open_workers(on, processes, len(parts)) as hands:
+                    perform_all(parts, hands, finished)
         for joiner in joiners:
             joiner.finish()
     plan.check_written(rows)

@@ -9,6 +9,7 @@ import torch
 
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
+from saefast.sweep.divided_harvest import divided_harvests
 from saefast.sweep.driver import cells_of
 from saefast.sweep.folder import SweepFolder
 from saefast.sweep.speeds import Speeds
@@ -120,7 +121,12 @@ def plan_sweep(
     with tempfile.TemporaryDirectory() as scratch, _Threads(threads):
         speeds = Speeds(Path(scratch), tell)
         harvests = _of_kind(tasks, "harvest")
-        harvest = sum(speeds.harvest(group) for group in _cells_of_tasks(harvests, left))
+        shared = divided_harvests(tasks, workers)
+        apart = [task for task in harvests if task not in shared]
+        by_all, by_one = (
+            sum(speeds.harvest(group) for group in _cells_of_tasks(some, left))
+            for some in (shared, apart)
+        )
         disk = sum(speeds.store_bytes(group) for group in _cells_of_tasks(harvests, left))
         trained = {name for task in _of_kind(tasks, "stages") for name in task.cells}
         each, train, later = [], 0.0, 0.0
@@ -147,10 +153,11 @@ def plan_sweep(
         stores=stores,
         streams=len(streams),
         workers=workers,
-        harvest_hours=harvest / 3600,
+        harvest_hours=(by_all + by_one) / 3600,
         train_hours=train / 3600,
         later_hours=later / 3600,
-        hours=(harvest / max(min(workers, stores), 1) + (train + later) / workers) / 3600,
+        hours=(by_one / max(min(workers, len(apart)), 1) + (by_all + train + later) / workers)
+        / 3600,
         disk=disk + sum(one.disk for one in each),
         memory=sum(sorted(groups)[-workers:]) + workers * PROCESS_BYTES,
         free_memory=free,

@@ -1,6 +1,6 @@
 """Stage harvest: activations to train on, and held-out activations to evaluate on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,12 @@ def corpus_of(data: HarvestSettings) -> Any:
 
 
 def harvest_sites(
-    data: HarvestSettings, sites: str | Sequence[str], train: Path, held_out: Path, progress: bool
+    data: HarvestSettings,
+    sites: str | Sequence[str],
+    train: Path,
+    held_out: Path,
+    progress: bool,
+    write: Callable[..., list[Path]] | None = None,
 ) -> list[tuple[Path, Path]]:
     """Write the rows of one or several sites, in one pass of the model for each of two parts.
 
@@ -44,6 +49,8 @@ def harvest_sites(
         train: path of the rows to train on.
         held_out: path of the rows to evaluate on.
         progress: show progress bars on stderr.
+        write: function with the arguments of `saefast.lm.harvest` that writes stores of one part;
+            None: that function.
 
     Returns:
         For each site its stores to train and to evaluate on.
@@ -51,6 +58,7 @@ def harvest_sites(
     from saefast.lm import harvest as harvest_store
     from saefast.lm import load_model
 
+    write = write or harvest_store
     model = load_model(data.model, dtype=data.model_dtype, progress=progress)
     corpus = corpus_of(data)
     parts = (
@@ -58,7 +66,7 @@ def harvest_sites(
         (corpus.held_out(), data.held_out, held_out),
     )
     written = [
-        harvest_store(
+        write(
             model,
             sites,
             out=path,
