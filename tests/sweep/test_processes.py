@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,15 @@ from saefast.sweep.workers import Answer, LocalWorkers
 CHECKPOINT = "seed-*/training/step-*.safetensors"
 
 
-def driver(file: Path, out: Path) -> "subprocess.Popen[str]":
+def driver(file: Path, out: Path, room: int | None = None) -> "subprocess.Popen[str]":
+    """Start a sweep, for which every file has at most `room` bytes."""
+
+    def prepare() -> None:
+        # A shell starts background jobs with SIGINT ignored, which processes inherit.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if room is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
     command = [sys.executable, "-m", "saefast", "sweep", str(file), "--out", str(out)]
     options = ["--processes", "2", "--until", UNTIL]
     return subprocess.Popen(
@@ -30,8 +39,7 @@ def driver(file: Path, out: Path) -> "subprocess.Popen[str]":
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        # A shell starts background jobs with SIGINT ignored, which processes inherit.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=prepare,
     )
 
 
@@ -105,6 +113,20 @@ def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path, alone:
     assert {row["status"] for row in read_table(out / "results.parquet").to_pylist()} == {
         "finished"
     }
+
+
+def test_a_disk_without_room_leaves_a_sweep_that_resumes(tmp_path: Path, alone: Path) -> None:
+    """Files of trainings exceed the room for a file; rows are there already."""
+    file, out = sweep_file(tmp_path / "file"), tmp_path / "out"
+    run_sweep(small_sweep(tmp_path / "file"), out, until="harvest", processes=1)
+    limited = driver(file, out, room=6_000)
+    output, _ = limited.communicate()
+    assert limited.returncode == 1, output
+    assert "File too large" in output
+    again = driver(file, out)
+    output, _ = again.communicate()
+    assert again.returncode == 0, output
+    assert_same_cells(small_sweep(tmp_path / "file"), out, alone)
 
 
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:

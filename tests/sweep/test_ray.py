@@ -1,6 +1,8 @@
 """Sweeps on a real Ray: processes and drivers killed, they end with the bytes of single runs."""
 
+import contextlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.inline_workers import content
 from helpers.small_sweep import (
     UNTIL,
     assert_same_cells,
-    one_after_another,
     small_sweep,
     sweep_file,
 )
+from helpers.tiny_lm import TEXTS, saved
 
+from saefast import SAE, load_dictionaries, match_all, save_sae
 from saefast.disk.tables import read_table
-from saefast.sweep import run_sweep
+from saefast.lm import harvest, load_model
+from saefast.sweep import harvest_by_processes, match_by_processes, run_sweep
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'saefast[ray]'")
 
@@ -103,17 +108,23 @@ def wait_for(what: Callable[[], Any], process: "subprocess.Popen[str]") -> Any:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="finds processes in /proc")
-def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path, alone: Path) -> None:
     """The current folder has another saefast, which neither driver nor workers import."""
     folder = tmp_path / "here"
     (folder / "saefast").mkdir(parents=True)
     (folder / "saefast" / "__init__.py").write_text("raise ImportError('not this one')")
-    file, out = sweep_file(tmp_path / "file", FOUR), tmp_path / "out"
+    file, out = sweep_file(tmp_path / "file"), tmp_path / "out"
+    chance = random.Random(seed := int.from_bytes(os.urandom(4)))
+    print(f"times drawn from {seed}")
     running = driver(file, out, folder)
     try:
-        victim = wait_for(lambda: workers_of(running.pid, "train"), running)[0]
-        os.kill(victim, signal.SIGKILL)
+        kind = chance.choice(["harvest", "train", "stages"])
+        victim = wait_for(lambda: workers_of(running.pid, kind), running)[0]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
         wait_for(lambda: any(out.glob("cells/*/features.parquet")), running)
+        time.sleep(chance.uniform(0, 0.5))
+        assert running.poll() is None, "the sweep ended before its driver could be killed"
     finally:
         running.kill()
     output, _ = running.communicate()
@@ -121,9 +132,9 @@ def test_killed_anywhere_a_sweep_ends_with_the_same_bytes(tmp_path: Path) -> Non
     again = driver(file, out, folder)
     output, _ = again.communicate()
     assert again.returncode == 0, output
-    assert "4 of 4 cells are finished" in output
-    sweep = small_sweep(tmp_path / "file", FOUR)
-    assert_same_cells(sweep, out, one_after_another(sweep, tmp_path / "alone"))
+    assert "12 of 12 cells are finished" in output
+    sweep = small_sweep(tmp_path / "file")
+    assert_same_cells(sweep, out, alone)
     run_sweep(sweep, tmp_path / "local", until=UNTIL, processes=1)
     assert rows_of(out) == rows_of(tmp_path / "local")
 
@@ -143,3 +154,24 @@ def test_a_cell_that_fails_is_tried_again_and_then_named(tmp_path: Path) -> None
     states = {row["cell"]: row["status"] for row in rows_of(out) if row["level"] == "cell"}
     assert [name for name, state in states.items() if state == "failed"] == [bad]
     assert list(states.values()).count("finished") == 3
+
+
+@pytest.mark.usefixtures("cluster")
+def test_pairs_have_the_bytes_of_one_process(tmp_path: Path) -> None:
+    saes = [save_sae(SAE(12, 40, k=2, seed=seed), tmp_path / f"sae-{seed}") for seed in range(5)]
+    files = match_by_processes(
+        *saes, out=tmp_path / "many", on="ray", one_to_one=True, progress=False
+    )
+    assert len(files) == 10
+    match_all(load_dictionaries(*saes), out=tmp_path / "one", one_to_one=True, progress=False)
+    assert content(tmp_path / "many") == content(tmp_path / "one")
+
+
+@pytest.mark.usefixtures("cluster", "light")
+def test_rows_have_the_bytes_of_one_process(tmp_path: Path) -> None:
+    model = load_model(saved(tmp_path / "model"), progress=False)
+    settings: dict[str, Any] = {"corpus": TEXTS * 8, "context": 16, "batch_size": 3}
+    settings |= {"rows_per_shard": 50, "progress": False, "tokens": 601}
+    harvest(model, 1, out=tmp_path / "one", **settings)
+    harvest_by_processes(model, 1, out=tmp_path / "many", processes=2, on="ray", **settings)
+    assert content(tmp_path / "many") == content(tmp_path / "one")
