@@ -28,6 +28,7 @@ CASES = (
     "checksums",
     "inside",
     "ranks",
+    "sweep",
 )
 _OWN = ("gpu", "match", "studies", "study", "demo", "evaluations", "newcomer", "trust")
 """Benchmarks with their own shapes and options."""

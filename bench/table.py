@@ -22,6 +22,7 @@ from bench.tables import headline as headline_table
 from bench.tables import newcomer as newcomer_table
 from bench.tables import ranks as ranks_table
 from bench.tables import study as study_tables
+from bench.tables import sweep as sweep_table
 from bench.tables import trust as trust_table
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -228,6 +229,8 @@ TABLES = {
     "ranks": (ranks_table.measured, ranks_table.measured_caption),
     "ranks_memory": (ranks_table.memory, ranks_table.memory_caption),
     "ranks_model": (ranks_table.model, ranks_table.model_caption),
+    "sweep": (sweep_table.measured, sweep_table.measured_caption),
+    "sweep_model": (sweep_table.model, sweep_table.model_caption),
     "demo": (study_tables.demo, study_tables.demo_caption),
     "newcomer": (newcomer_table.table, newcomer_table.caption),
     "evaluations": (evaluation_tables.by_condition, evaluation_tables.caption),

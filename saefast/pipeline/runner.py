@@ -222,7 +222,7 @@ def finish_stage(job: Job, name: str, seconds: float) -> None:
         # The report shows every stage.
         if other in (name, "report") or name in _needed(other):
             records.pop(other, None)
-    records[name] = StageRecord(digest(job, BY_NAME[name]), round(seconds, 1))
+    records[name] = StageRecord(digest(job, BY_NAME[name]), round(seconds, 3))
     write_record(job.run / STAGES, records)
     _remove_unfinished(job, name)
 

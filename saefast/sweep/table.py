@@ -91,7 +91,7 @@ def _rows_of_cell(folder: SweepFolder, record: SweepRecord, name: str) -> list[R
         **(vars(done) if done else {}),
         "digest": _digest(data.settings) if data.settings else None,
     }
-    seconds = round(sum(stage.seconds for stage in data.stages.values()), 1)
+    seconds = round(sum(stage.seconds for stage in data.stages.values()), 3)
     saes = data.seeds if data.stability or data.facts.get("finished") else []
     labels = labels_of([settings.train]) if settings else []
     overlaps = _overlaps(data)

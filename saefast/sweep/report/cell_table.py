@@ -54,7 +54,10 @@ def cell_columns(data: SweepData) -> dict[str, Any]:
         "link": [link_of(cell) for cell in cells],
         "status": [cell.status for cell in cells],
         "reason": [str(cell.row.get("reason") or "") for cell in cells],
-        "seconds": [cell.row.get("seconds") for cell in cells],
+        "seconds": [
+            None if (seconds := cell.row.get("seconds")) is None else round(seconds, 1)
+            for cell in cells
+        ],
     }
     for number in data.varied:
         columns[f"axis-{number}"] = [cell.at[number] for cell in cells]
