@@ -20,7 +20,7 @@ from saefast.sweep.workers import LocalWorkers
 
 SHAPES = (Shape(256, 2048, 16, 1024),)
 _PROCESSES = (1, 2)
-_ROWS = 40_000
+_ROWS = 20_000
 _UNTIL = "stability"
 _FEW = 2
 

@@ -5,6 +5,7 @@ It assumes that machines are alike, do not fail, and read rows as fast as one ma
 
 import heapq
 import math
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -54,9 +55,7 @@ def simulated(machines: int, way: str, costs: Costs) -> dict[str, Any]:
         costs: measured costs.
     """
     ends = (_on_ray if way == "ray" else _in_shares)(machines, costs)
-    end = 0.0
-    for each in sorted(ends):  # table and report are written by one driver at a time
-        end = max(end, each) + costs.table + CELLS * costs.table_per_cell
+    end = _with_tables(ends, costs.table + CELLS * costs.table_per_cell)
     training = CELLS * TRAINING
     return {
         "machines": machines,
@@ -65,6 +64,25 @@ def simulated(machines: int, way: str, costs: Costs) -> dict[str, Any]:
         "training_share": round(training / (machines * end), 4),
         "table_minutes": round((end - max(ends)) / 60, 2),
     }
+
+
+def _with_tables(ends: Sequence[float], seconds: float) -> float:
+    """Return the end of a sweep whose drivers write table and report, one at a time.
+
+    A driver that waited while two tables were written does not write another one.
+
+    Args:
+        ends: end of the cells of each driver.
+        seconds: time of table and report.
+    """
+    written: list[float] = []
+    last = 0.0
+    for end in sorted(ends):
+        begun = max(end, last)
+        if bisect_right(written, begun) < bisect_right(written, end) + 2:
+            last = begun + seconds
+            written.append(last)
+    return max(last, *ends)
 
 
 def _cells() -> list[float]:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Self
 
 from saefast.disk.atomic import make_folder
 
+_PATIENCE = 0.5
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
@@ -62,3 +64,12 @@ class Claim:
             with contextlib.suppress(OSError):  # remove the new folder if it stayed empty
                 self._new.rmdir()
         self.release()
+
+
+def claim_when_free(folder: Path) -> Claim:
+    """Lock a folder, after waiting until no other process has locked it."""
+    while True:
+        try:
+            return Claim(folder)
+        except BlockingIOError:
+            time.sleep(_PATIENCE)

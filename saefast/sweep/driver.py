@@ -11,8 +11,9 @@ from saefast.pipeline.stage_list import NAMES
 from saefast.pipeline.together import stream_key
 from saefast.sweep.definition import Cell, Sweep
 from saefast.sweep.divided_harvest import divide_harvests
-from saefast.sweep.folder import FailureRecord, SweepFolder
+from saefast.sweep.folder import SweepFolder
 from saefast.sweep.pool import ATTEMPTS, check_on, check_share, open_workers
+from saefast.sweep.records import FailureRecord
 from saefast.sweep.report import write_table_and_report
 from saefast.sweep.tasks import Schedule, Task
 from saefast.sweep.workers import Answer, Workers

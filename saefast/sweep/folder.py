@@ -1,9 +1,10 @@
 """Files in the folder of a sweep.
 
 - sweep.json: axes and cells, `SweepRecord`
-- cells/NAME/: an ordinary run for each cell, with two further files in sweep/: done.json, the
-  machine of its last stage, `DoneRecord`; and failure.json, the reason of a failure,
-  `FailureRecord`
+- cells/NAME/: an ordinary run for each cell, with further files in sweep/: done.json, the
+  machine of its last stage, `DoneRecord`; failure.json, the reason of a failure, `FailureRecord`;
+  and intervals.json, intervals of results.parquet that take long to compute, `IntervalsRecord`
+- cells/.tables.json: number of tables of results that were written
 - stores/KEY/: rows of activations, which cells share by links
 - results.parquet: a row for each SAE and each cell, derived from the folders of the cells
 - report.html: the report of the sweep, derived from results.parquet
@@ -11,20 +12,25 @@
 """
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saefast.disk.atomic import explained, make_folder, move, remove_file
-from saefast.disk.lock import Claim
+from saefast.disk.lock import Claim, claim_when_free
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.job import Job
 from saefast.run_folder import SETTINGS
 from saefast.run_records import read_record, write_record
 from saefast.sweep.definition import Cell, Sweep
+from saefast.sweep.records import (
+    Changed,
+    DoneRecord,
+    FailureRecord,
+    IntervalsRecord,
+    SweepRecord,
+)
 from saefast.train.checkpoint import RUN, differences
 
 SWEEP = "sweep.json"
@@ -33,62 +39,9 @@ STORES = "stores"
 RESULTS = "results.parquet"
 _DONE = "sweep/done.json"
 _FAILURE = "sweep/failure.json"
+_INTERVALS = "sweep/intervals.json"
+_TABLES = "cells/.tables.json"
 _SHARES = "shares"
-_PATIENCE = 0.5
-
-
-@dataclass(frozen=True)
-class SweepRecord:
-    """Content of sweep.json."""
-
-    axes: list[str]
-    """names of the axes"""
-    until: str
-    """last stage of every cell"""
-    cells: dict[str, dict[str, Any]]
-    """value on each axis for each cell, by the name of the cell"""
-
-
-@dataclass(frozen=True)
-class DoneRecord:
-    """Content of done.json, the machine and software that finished a cell."""
-
-    machine: str
-    """name of the machine"""
-    processor: str
-    """name of the processor"""
-    device: str
-    """device of the training"""
-    commit: str | None
-    """commit of the checkout that saefast was imported from; None for an installed package"""
-    saefast: str
-    """version of saefast"""
-    torch: str
-    """version of torch"""
-    threads: int
-    """number of threads of the process"""
-
-
-@dataclass(frozen=True)
-class FailureRecord:
-    """Content of failure.json."""
-
-    reason: str
-    """reason of the failure, one line"""
-    attempts: int
-    """number of attempts of the task that failed"""
-
-
-@dataclass(frozen=True)
-class Changed:
-    """Cell whose folder was begun with other settings than those in the sweep file."""
-
-    cell: str
-    """name of the cell"""
-    differences: tuple[str, ...]
-    """descriptions such as "train.lr was 0.1, is 0.2 now" """
-    again: bool
-    """whether its SAEs have to be trained again, instead of later stages alone"""
 
 
 class SweepFolder:
@@ -273,6 +226,35 @@ class SweepFolder:
         """
         write_record(self.cell(name) / _FAILURE, record)
 
+    def intervals(self, name: str) -> IntervalsRecord | None:
+        """Read intervals.json of a cell.
+
+        Args:
+            name: name of the cell.
+
+        Returns:
+            The record; None if there is none.
+        """
+        return read_record(self.cell(name) / _INTERVALS, IntervalsRecord)
+
+    def write_intervals(self, name: str, record: IntervalsRecord) -> None:
+        """Write intervals.json of a cell.
+
+        Args:
+            name: name of the cell.
+            record: content of the file.
+        """
+        write_record(self.cell(name) / _INTERVALS, record)
+
+    @property
+    def tables(self) -> int:
+        """Number of times that the table of results and the report were written."""
+        return int((read_json(self.root / _TABLES) or {}).get("written", 0))
+
+    def count_table(self) -> None:
+        """Increase `tables` by one, while `writing`."""
+        write_json(self.root / _TABLES, {"written": self.tables + 1})
+
     @contextmanager
     def claimed(self, share: tuple[int, int] | None) -> Iterator[None]:
         """Lock the sweep, or one share of it, for one driver.
@@ -312,12 +294,3 @@ def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings without those of [trainer] that change no result."""
     initial = (settings.get("trainer") or {}).get("initial", [])
     return {**settings, "trainer": {"initial": list(initial)}}
-
-
-def claim_when_free(folder: Path) -> Claim:
-    """Lock a folder, after waiting until no other process has locked it."""
-    while True:
-        try:
-            return Claim(folder)
-        except BlockingIOError:
-            time.sleep(_PATIENCE)

@@ -12,7 +12,6 @@ from saefast.evaluation.intervals import (
     Interval,
     interval_of_equal_items,
     mean_interval,
-    proportion_interval,
 )
 from saefast.evaluation.scores import TRAINED
 from saefast.pipeline.job import Job
@@ -20,7 +19,9 @@ from saefast.pipeline.runner import is_finished_until
 from saefast.pipeline.settings import settings_from
 from saefast.report.run_data import RunData
 from saefast.run_folder import REPORT
-from saefast.sweep.folder import CELLS, SweepFolder, SweepRecord
+from saefast.sweep.folder import CELLS, SweepFolder
+from saefast.sweep.records import SweepRecord
+from saefast.sweep.sae_stability import number_or_none, stability_of_saes, with_ends
 from saefast.train.config import labels_of
 
 Row = dict[str, Any]
@@ -94,7 +95,7 @@ def _rows_of_cell(folder: SweepFolder, record: SweepRecord, name: str) -> list[R
     seconds = round(sum(stage.seconds for stage in data.stages.values()), 3)
     saes = data.seeds if data.stability or data.facts.get("finished") else []
     labels = labels_of([settings.train]) if settings else []
-    overlaps = _overlaps(data)
+    overlaps, stability = _overlaps(data), stability_of_saes(folder, name, data)
     last = {row["sae"]: row for row in data.metrics}
     lines: list[Row] = [
         {
@@ -102,7 +103,7 @@ def _rows_of_cell(folder: SweepFolder, record: SweepRecord, name: str) -> list[R
             "level": "sae",
             "seed": seed,
             **_quality(data, place, last.get(labels[place], {})),
-            **_stability_of_sae(data, place),
+            **(stability[place] if stability else {}),
             **_pairs([row for row in overlaps if place in (row["a"], row["b"])]),
             **_subspaces(data, place),
         }
@@ -173,20 +174,6 @@ def _quality(data: RunData, place: int, last: Row) -> Row:
     return found
 
 
-def _stability_of_sae(data: RunData, place: int) -> Row:
-    """Return the shares and the mean score of one SAE, with intervals over its features."""
-    if data.stability is None or not data.features:
-        return {}
-    its = data.stability.seeds[place]
-    mine = data.features["alive"] & (data.features["seed"] == its.seed)
-    return {
-        **_with_ends("stable_share", proportion_interval(its.stable, its.alive)),
-        **_with_ends("unstable_share", proportion_interval(its.unstable, its.alive)),
-        **_with_ends("stability", mean_interval(data.features["score"][mine])),
-        "stability_null": data.stability.chance[place],
-    }
-
-
 def _stability_of_cell(data: RunData, lines: list[Row]) -> Row:
     """Return the means over the SAEs of a cell, with intervals."""
     if data.stability is None:
@@ -195,7 +182,7 @@ def _stability_of_cell(data: RunData, lines: list[Row]) -> Row:
         **{
             key: value
             for name in ("stable_share", "unstable_share", "stability")
-            for key, value in _with_ends(name, _over_saes([line[name] for line in lines])).items()
+            for key, value in with_ends(name, _over_saes([line[name] for line in lines])).items()
         },
         "stability_null": float(np.mean(data.stability.chance)),
     }
@@ -208,14 +195,6 @@ def _over_saes(shares: Sequence[float | None]) -> Interval:
     if interval.low == interval.high:
         return interval_of_equal_items(interval.value, len(known), 0.0, 1.0)
     return interval
-
-
-def _with_ends(name: str, interval: Interval) -> Row:
-    return {
-        name: _number(interval.value),
-        f"{name}_low": _number(interval.low),
-        f"{name}_high": _number(interval.high),
-    }
 
 
 def _overlaps(data: RunData) -> list[Row]:
@@ -287,15 +266,11 @@ def _evaluations(data: RunData) -> Row:
         whole = score.seed is None and not score.task and not score.group
         if whole and score.primary and score.condition == TRAINED:
             name = f"{score.evaluation}.{score.measure}"
-            found |= _with_ends(name, score.interval)
-            found[f"{name}_floor"] = _number(score.floor)
+            found |= with_ends(name, score.interval)
+            found[f"{name}_floor"] = number_or_none(score.floor)
     return found
 
 
 def _mean(values: Iterable[Any]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else value

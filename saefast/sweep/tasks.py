@@ -20,8 +20,11 @@ from saefast.pipeline.job import Job
 from saefast.pipeline.runner import check_run, is_finished, is_finished_until, run_pipeline
 from saefast.pipeline.settings import RunSettings, settings_from
 from saefast.pipeline.together import harvest_together, store_key, stream_key, train_together
+from saefast.report.run_data import RunData
 from saefast.sweep.definition import Cell
-from saefast.sweep.folder import DoneRecord, SweepFolder
+from saefast.sweep.folder import SweepFolder
+from saefast.sweep.records import DoneRecord
+from saefast.sweep.sae_stability import stability_of_saes
 from saefast.train.planning.memory import PROCESS_BYTES, rank_memory
 
 HARVEST, TRAIN, STAGES = "harvest", "train", "stages"
@@ -103,6 +106,7 @@ def _perform(task: Task) -> None:
         run_pipeline(job.settings, job.run, until=task.until, resume=True, progress=False)
     for job, name in zip(jobs, task.cells, strict=True):
         if is_finished_until(job, task.until):
+            stability_of_saes(folder, name, RunData(job.run))
             folder.write_done(name, _here(job.settings))
 
 

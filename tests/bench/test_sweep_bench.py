@@ -46,10 +46,13 @@ def test_shares_of_sixteen_machines_are_streams() -> None:
 
 
 def test_tables_are_written_one_after_another() -> None:
-    """Shares that end together write in turn; a single driver writes once."""
+    """Of drivers that end together two write; others are in the second one's table."""
     costs = FREE._replace(table=30)
-    assert simulated(STREAMS, "share", costs)["table_minutes"] == STREAMS * 30 / 60
+    assert simulated(STREAMS, "share", costs)["table_minutes"] == 2 * 30 / 60
     assert simulated(STREAMS, "ray", costs)["table_minutes"] == 0.5
+    assert sweep_model._with_tables([1, 50, 99], 30) == 129
+    assert sweep_model._with_tables([1, 2, 3, 32], 30) == 91  # the last begins at 61
+    assert sweep_model._with_tables([1, 2, 3, 4], 30) == 61
 
 
 def test_a_slow_driver_limits_many_machines() -> None:

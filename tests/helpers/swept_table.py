@@ -9,7 +9,7 @@ from saefast.disk.tables import write_rows
 from saefast.run_records import write_record
 from saefast.sweep import SweepFolder
 from saefast.sweep.definition import cell_name
-from saefast.sweep.folder import SweepRecord
+from saefast.sweep.records import SweepRecord
 
 Row = dict[str, Any]
 AXES = {"train.latents": [64, 128, 256], "train.k": [4, 8], "train.variant": ["topk", "relu"]}

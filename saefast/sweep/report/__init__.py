@@ -15,15 +15,22 @@ __all__ = ["write_sweep_report", "write_table_and_report"]
 def write_table_and_report(folder: SweepFolder) -> tuple[Path, Path]:
     """Write the table of results and the report of a sweep, one of several drivers at a time.
 
+    A driver that waited while others wrote both twice does not write them again: the second time
+    began after its call, and has all results of its cells.
+
     Args:
         folder: folder of the sweep.
 
     Returns:
         Paths of the table and the report.
     """
+    before = folder.tables
     with folder.writing():
-        write_results(folder)
-        return folder.results, write_sweep_report(folder)
+        if folder.tables < before + 2:
+            write_results(folder)
+            write_sweep_report(folder)
+            folder.count_table()
+    return folder.results, folder.root / REPORT
 
 
 def write_sweep_report(folder: SweepFolder) -> Path:
