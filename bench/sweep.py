@@ -138,7 +138,6 @@ def _costs(sweep: Sweep, folder: SweepFolder, row: dict[str, Any], rounds: int) 
         driver=max(row["driver_ms"] / 1e3 - again, 0.0) / row["tasks"],
         table=tables[_FEW] - _FEW * per_cell,
         table_per_cell=per_cell,
-        later=row["later_ms"] / row["train_ms"],
     )
 
 
@@ -150,11 +149,7 @@ def _seconds(work: Callable[..., object], *arguments: Any) -> float:
 
 def _in_ms(costs: Costs) -> dict[str, float]:
     """Return the fields of a row for the costs."""
-    times = costs._asdict()
-    later = times.pop("later")
-    return {f"{name}_ms": round(1e3 * its, 3) for name, its in times.items()} | {
-        "later_per_training": round(later, 4)
-    }
+    return {f"{name}_ms": round(1e3 * its, 3) for name, its in costs._asdict().items()}
 
 
 def _performed(workers: LocalWorkers[Task], task: Task) -> None:

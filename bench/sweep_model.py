@@ -19,6 +19,8 @@ CELLS_OF_SIZE = 24
 CELLS = STREAMS * len(SIZES) * CELLS_OF_SIZE
 TRAINING = 1800.0
 """Mean seconds of training a cell on one machine"""
+LATER = 0.25
+"""Time of the later stages of a cell, as a share of its training"""
 HARVEST = 1800.0
 """Seconds of a harvest on one machine"""
 
@@ -35,8 +37,6 @@ class Costs(NamedTuple):
     table: float
     """of table and report without cells"""
     table_per_cell: float
-    later: float
-    """of the later stages, per second of training"""
 
 
 class _Work(NamedTuple):
@@ -103,7 +103,7 @@ def _on_ray(machines: int, costs: Costs) -> list[float]:
     """Return the end of the last task on machines that take the next task when they are idle."""
     groups = math.ceil(machines / STREAMS)
     trainings = tuple(
-        _Work(sum(group), tuple(_Work(costs.later * cell) for cell in group))
+        _Work(sum(group), tuple(_Work(LATER * cell) for cell in group))
         for _ in range(STREAMS // STORES)
         for group in _grouped(_cells(), groups)
     )
@@ -136,6 +136,6 @@ def _in_shares(machines: int, costs: Costs) -> list[float]:
     streams: list[set[int]] = [set() for _ in range(machines)]
     for rank, (stream, cell) in enumerate(cells):
         machine = rank * machines // len(cells)
-        ends[machine] += cell * (1 + costs.later) + costs.task
+        ends[machine] += cell * (1 + LATER) + costs.task
         streams[machine].add(stream)
     return [end + len(own) * costs.task for end, own in zip(ends, streams, strict=True)]

@@ -4,7 +4,7 @@ from typing import Any
 
 from bench.committed import load, markdown
 from bench.shapes import Shape
-from bench.sweep_model import CELLS, HARVEST, STORES, STREAMS, TRAINING
+from bench.sweep_model import CELLS, HARVEST, LATER, STORES, STREAMS, TRAINING
 
 
 def measured() -> str:
@@ -59,14 +59,11 @@ def model() -> str:
 
 def model_caption() -> str:
     """Return the caption of the model."""
-    rows = load("sweep")["rows"]
-    parts = next(row for row in rows if row["mode"] == "parts")
-    later = parts["later_per_training"]
     return (
         f"A model, not measured, from the costs above: {CELLS:,} cells on {STREAMS} sites of "
         f"{STORES} models. Assumed: {TRAINING / 60:.0f} minutes of training for a cell on average, "
         f"in three sizes of 1 : 2 : 4, {HARVEST / 60:.0f} minutes for a harvest, and later stages "
-        f"of {100 * later:.0f} % of the training as measured; machines are alike, do not fail, and "
+        f"that take {100 * LATER:.0f} % of the training; machines are alike, do not fail, and "
         f"read rows at the speed of one machine. Training: its share of the time of all machines. "
         f"Table and report: time after the last cell."
     )

@@ -4,10 +4,10 @@
 - cells/NAME/: an ordinary run for each cell, with further files in sweep/: done.json, the
   machine of its last stage, `DoneRecord`; failure.json, the reason of a failure, `FailureRecord`;
   and intervals.json, intervals of results.parquet that take long to compute, `IntervalsRecord`
-- cells/.tables.json: number of tables of results that were written
 - stores/KEY/: rows of activations, which cells share by links
 - results.parquet: a row for each SAE and each cell, derived from the folders of the cells
 - report.html: the report of the sweep, derived from results.parquet
+- .tables.json: number of tables of results that were written
 - shares/N/I/: an empty folder that is locked by the driver of share I of N
 """
 
@@ -40,7 +40,7 @@ RESULTS = "results.parquet"
 _DONE = "sweep/done.json"
 _FAILURE = "sweep/failure.json"
 _INTERVALS = "sweep/intervals.json"
-_TABLES = "cells/.tables.json"
+_TABLES = ".tables.json"
 _SHARES = "shares"
 
 

@@ -126,7 +126,7 @@ def test_a_second_driver_waits_to_write_the_sweep(tmp_path: Path) -> None:
     sweep: Sweep = small_sweep(tmp_path, TWO)
     folder = SweepFolder(tmp_path / "out")
     with folder.writing(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saefast.sweep.folder.time.sleep", _waited)
+        patch.setattr("saefast.disk.lock.time.sleep", _waited)
         with pytest.raises(_Waited):
             folder.write(sweep, "train")
 
