@@ -114,15 +114,14 @@ def _costs(sweep: Sweep, folder: SweepFolder, row: dict[str, Any], rounds: int) 
     Args:
         sweep: the sweep.
         folder: its folder.
-        row: result of `_measured`.
-        rounds: number of tasks without work, whose median is taken.
+        row: result of `_measured` for one process.
+        rounds: number of tasks without work, whose median time is not part of the start.
     """
     cell = sweep.cells[0]
     task = Task(HARVEST, str(folder.root), _UNTIL, (cell.name,), (cell.settings.to_dict(),), (0,))
     workers: LocalWorkers[Task] = LocalWorkers(1, 1)
     with workers:
         first, *others = [_seconds(_performed, workers, task) for _ in range(rounds + 1)]
-    each = sorted(others)[rounds // 2]
     begun = time.process_time()
     run_sweep(sweep, folder.root, until=_UNTIL, processes=1)
     again = time.process_time() - begun  # of a driver without tasks
@@ -132,9 +131,12 @@ def _costs(sweep: Sweep, folder: SweepFolder, row: dict[str, Any], rounds: int) 
         tables[cells] = min(_seconds(write_table_and_report, folder) for _ in range(3))
     more = len(sweep.cells) - _FEW
     per_cell = (tables[len(sweep.cells)] - tables[_FEW]) / more
+    start = first - sorted(others)[rounds // 2]
+    # What a process did beside stages, start and table: files of a cell, its intervals, waiting.
+    overhead = row["overhead_ms_per_cell"] * row["cells"] / 1e3
     return Costs(
-        start=first - each,
-        task=each,
+        start=start,
+        task=max(overhead - start - tables[len(sweep.cells)], 0.0) / row["tasks"],
         driver=max(row["driver_ms"] / 1e3 - again, 0.0) / row["tasks"],
         table=tables[_FEW] - _FEW * per_cell,
         table_per_cell=per_cell,

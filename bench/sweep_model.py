@@ -31,7 +31,7 @@ class Costs(NamedTuple):
     start: float
     """of the start of a worker"""
     task: float
-    """of a task beside its work"""
+    """of a task beside its stages"""
     driver: float
     """of the driver for each task"""
     table: float

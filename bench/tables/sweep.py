@@ -31,7 +31,7 @@ def measured_caption() -> str:
         f"{Shape(**rows[0]['shape']).text}, on synthetic rows, up to the stage stability. Stages "
         f"are summed over cells; the overhead is all other time of all processes, also that in "
         f"which they wait. A worker needs {parts['start_ms'] / 1e3:.1f} s to start and "
-        f"{parts['task_ms']:.0f} ms for a task beside its work, the driver "
+        f"{parts['task_ms']:.0f} ms for a task beside its stages, the driver "
         f"{parts['driver_ms']:.1f} ms for a task, table and report {parts['table_ms']:.0f} ms and "
         f"{parts['table_per_cell_ms']:.1f} ms for each cell. {machine['cpu']}, {machine['cores']} "
         f"cores, torch {machine['versions']['torch']}, commit {result['commit']}."

@@ -85,6 +85,9 @@ def test_rows_have_the_parts_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None
         )
     assert one["tasks"] == 1 + 1 + 8
     assert parts["table_per_cell_ms"] > 0
+    table = parts["table_ms"] + 8 * parts["table_per_cell_ms"]
+    spent = 10 * parts["task_ms"] + parts["start_ms"] + table
+    assert spent == pytest.approx(8 * one["overhead_ms_per_cell"], abs=2)
     assert [(row["mode"], row["machines"]) for row in models] == [
         (way, machines) for way in WAYS for machines in MACHINES
     ]
