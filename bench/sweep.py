@@ -116,6 +116,9 @@ def _costs(sweep: Sweep, folder: SweepFolder, row: dict[str, Any], rounds: int) 
         folder: its folder.
         row: result of `_measured` for one process.
         rounds: number of tasks without work, whose median time is not part of the start.
+
+    Returns:
+        Seconds of each part.
     """
     cell = sweep.cells[0]
     task = Task(HARVEST, str(folder.root), _UNTIL, (cell.name,), (cell.settings.to_dict(),), (0,))

@@ -107,6 +107,9 @@ class FaultyDisk:
             fault: disturbance.
             seconds: time after which the child is killed; None: it is not.
             kept: folder for a link to each flushed file, by the number of the call.
+
+        Returns:
+            The way in which the child ended, and its calls.
         """
         log = self._scratch / "log"
         log.unlink(missing_ok=True)

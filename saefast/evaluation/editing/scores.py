@@ -105,6 +105,9 @@ class Results:
         """Estimate the noise of the primary measure from resamples of the test entities.
 
         The choice of latents on training entities is not repeated, so this is a lower bound.
+
+        Returns:
+            The noise by measure, as from `noise_of_draws`.
         """
         line = self._line(TRAINED, H, CHOSEN)
         drawn = _mean(line.draws, (0, 1))
