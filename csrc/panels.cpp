@@ -34,8 +34,10 @@ int64_t panel_units(const ScreenPlan& plan, int64_t d, int64_t m) {
 }
 
 float rounded_up(double value) {
-  return value < std::numeric_limits<float>::max() / 2 ? static_cast<float>(value * (1.0 + 1e-6))
-                                                       : INFINITY;
+  using Float = std::numeric_limits<float>;
+  if (value == 0.0) return 0.0f;
+  return value < Float::max() / 2 ? std::max(static_cast<float>(value * (1.0 + 1e-6)), Float::min())
+                                  : INFINITY;
 }
 
 template <class Storage>

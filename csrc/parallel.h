@@ -7,7 +7,10 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#if defined(_OPENMP)
+#if defined(__SANITIZE_THREAD__)
+#include <thread>
+#include <vector>
+#elif defined(_OPENMP)
 #include <omp.h>
 #endif
 
@@ -22,18 +25,31 @@ void parallel_for(int64_t tasks, int threads, const Body& body) {
     for (int64_t task = 0; task < tasks; ++task) body(task, 0);
     return;
   }
-#if defined(_OPENMP)
+#if defined(_OPENMP) || defined(__SANITIZE_THREAD__)
   std::exception_ptr failure;
   std::atomic<bool> failed{false};
-#pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
-  for (int64_t task = 0; task < tasks; ++task) {
-    if (failed.load(std::memory_order_relaxed)) continue;
+  const auto run = [&](int64_t task, int worker) {
+    if (failed.load(std::memory_order_relaxed)) return;
     try {
-      body(task, omp_get_thread_num());
+      body(task, worker);
     } catch (...) {
       if (!failed.exchange(true)) failure = std::current_exception();
     }
-  }
+  };
+#if defined(__SANITIZE_THREAD__)
+  // ThreadSanitizer does not see the barriers of libgomp, and would report every loop as a race.
+  std::atomic<int64_t> next{0};
+  std::vector<std::thread> pool;
+  for (int worker = 0; worker < workers; ++worker)
+    pool.emplace_back([&, worker] {
+      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
+        run(task, worker);
+    });
+  for (std::thread& thread : pool) thread.join();
+#else
+#pragma omp parallel for schedule(dynamic, 1) num_threads(workers)
+  for (int64_t task = 0; task < tasks; ++task) run(task, omp_get_thread_num());
+#endif
   if (failure) std::rethrow_exception(failure);
 #else
   for (int64_t task = 0; task < tasks; ++task) body(task, 0);

@@ -14,6 +14,20 @@ namespace saefast::SAEFAST_LEVEL {
 // measured. The scores of longer rows could overflow: such rows count as lost.
 constexpr double kLeastInt16Length = 0x1p-96, kMostInt16Length = 1e37;
 
+template <class Storage>
+bool all_zero(const Storage* row, int64_t d) {
+  for (int64_t i = 0; i < d; ++i)
+    if (widen(row[i]) != 0) return false;
+  return true;
+}
+
+// Returns the squared norm of a scaled row, above zero unless the row or the scale is zero: squares
+// in double underflow, too, but rows of norm zero have no bound for products that underflow.
+template <class Storage>
+double above_zero(double squared, const Storage* row, int64_t d, double scale) {
+  return squared == 0.0 && scale != 0.0 && !all_zero(row, d) ? 0x1p-1022 : squared;
+}
+
 // Returns the largest norm of a row in steps, before it is rounded.
 static inline double longest_int16(int64_t d) {
   const double longest = 46340.0 - 0.5 * __builtin_sqrt(static_cast<double>(d));
@@ -42,6 +56,7 @@ void pack_int16_carefully(const Storage* row, int64_t d, double scale, uint32_t*
     const double exact = widen(row[i]) * scale;
     *squared += exact * exact;
   }
+  *squared = above_zero(*squared, row, d, scale);
   const bool packed = *squared < kMostInt16Length * kMostInt16Length;  // false for NaN, too
   const float step = int16_step(packed ? __builtin_sqrt(*squared) : 0.0, d);
   const double inverse = 1.0 / step;

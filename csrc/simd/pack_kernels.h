@@ -11,13 +11,6 @@ static inline bf16 screened_bf16(float value) {
   return (rounded.bits & 0x7f80) == 0 ? bf16{0} : rounded;
 }
 
-template <class Storage>
-bool all_zero(const Storage* row, int64_t d) {
-  for (int64_t i = 0; i < d; ++i)
-    if (widen(row[i]) != 0) return false;
-  return true;
-}
-
 // Packs any row: in double, one element at a time.
 template <class Storage>
 void pack_row_carefully(const Storage* row, int64_t d, double scale, Packing packing,
@@ -38,6 +31,7 @@ void pack_row_carefully(const Storage* row, int64_t d, double scale, Packing pac
     *squared += exact * exact;
     *lost += (exact - kept) * (exact - kept);
   }
+  *squared = above_zero(*squared, row, d, scale);
 }
 
 // Bounds the squared norm of a row, and of its difference to `kept`, in float.

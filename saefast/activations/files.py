@@ -14,7 +14,12 @@ from saefast.activations.file_bytes import Sums
 from saefast.activations.protocol import DTYPES
 from saefast.activations.safetensors_file import places
 from saefast.activations.tensors import TensorActivations
+from saefast.disk.archives import may_allocate, read_archive
 
+_ALONE = (
+    "but loading it would run code that is stored in it; if you trust the file, load it yourself "
+    "and torch.save the tensor alone"
+)
 _NUMPY_DTYPES = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}
 
 
@@ -32,7 +37,7 @@ def open_npy(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> 
     with path.open("rb") as file:
         try:
             shape, fortran, kind = _npy_header(file)
-        except ValueError as error:
+        except Exception as error:  # those of tokenize, with which numpy reads some headers, too
             raise ValueError(f"{path} is not an .npy file: {error}") from error
         offset = file.tell()
         size = os.fstat(file.fileno()).st_size
@@ -41,7 +46,7 @@ def open_npy(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> 
             f"{path} must hold little-endian float16, float32 or float64, got {kind.str}; save it "
             f"again after .astype('float32')"
         )
-    if len(shape) != 2 or 0 in shape:
+    if len(shape) != 2 or min(shape) < 1:
         raise ValueError(
             f"{path} must hold an array [n, d] that is not empty, got shape {shape}; save it "
             f"again after .reshape(-1, d)"
@@ -112,14 +117,16 @@ def open_pt(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> T
         Activations in memory.
     """
     path = Path(path)
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    archive = read_archive(path) if zipped else None
+    if may_allocate(path, archive):
+        raise ValueError(f"{path} must hold one tensor, {_ALONE}")
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} must hold one tensor, but loading it would run code that is stored in it; if "
-            f"you trust the file, load it yourself and torch.save the tensor alone"
-        ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} must hold one tensor, {_ALONE}") from error
+    except Exception as error:  # damaged bytes may raise any exception
         raise ValueError(f"{path} is truncated or not written by torch.save: {error}") from error
     if not isinstance(value, torch.Tensor):
         raise ValueError(

@@ -37,10 +37,7 @@ def open_sae_lens(
     name, context, d = _feature(folder, hook_name)
     spans: list[Span] = []
     kinds = set()
-    for entry in state["_data_files"]:
-        file = entry["filename"]
-        if Path(file).name != file:
-            raise ValueError(f"{folder / 'state.json'} names a file in another folder: {file}")
+    for file in _data_files(folder, state):
         for span, kind in _spans(folder / file, name, context * d, d):
             spans.append(span)
             kinds.add(kind)
@@ -49,13 +46,29 @@ def open_sae_lens(
     return FileActivations(Column(spans, (d,), kinds.pop()), dtype=dtype)
 
 
+def _data_files(folder: Path, state: dict[str, Any]) -> list[str]:
+    """Return the names of the files of rows, all of which are in the folder."""
+    path = folder / "state.json"
+    try:
+        names = [str(entry["filename"]) for entry in state["_data_files"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} must list _data_files, each with a filename") from error
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{path} names a file in another folder: {name}")
+    return names
+
+
 def _feature(folder: Path, hook_name: str | None) -> tuple[str, int, int]:
     """Return the name of the column, the length of its contexts and its width."""
     path = folder / "dataset_info.json"
+    features = _json(path).get("features")
     arrays = {
         name: feature["shape"]
-        for name, feature in _json(path).get("features", {}).items()
-        if isinstance(feature, dict) and feature.get("_type") == "Array2D"
+        for name, feature in (features.items() if isinstance(features, dict) else ())
+        if isinstance(feature, dict)
+        and feature.get("_type") == "Array2D"
+        and _is_shape(feature.get("shape"))
     }
     chosen = list(arrays) if hook_name is None else [hook_name]
     if len(chosen) != 1 or chosen[0] not in arrays:
@@ -66,6 +79,14 @@ def _feature(folder: Path, hook_name: str | None) -> tuple[str, int, int]:
         )
     context, d = arrays[chosen[0]]
     return chosen[0], context, d
+
+
+def _is_shape(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(size, int) and 0 < size < 2**31 for size in value)
+    )
 
 
 def _spans(
@@ -82,6 +103,7 @@ def _spans(
             if file.slice(max(0, file.size - 8)).to_pybytes() != _END_OF_STREAM:
                 raise ValueError("it lacks the end marker of a stream")
             for batch in pa.ipc.open_stream(mapped):
+                batch.validate(full=True)  # Arrow ends the process for offsets beyond a buffer
                 column = batch.column(batch.schema.get_field_index(name))
                 if isinstance(column, pa.ExtensionArray):  # if `datasets` was imported
                     column = column.storage
@@ -108,7 +130,7 @@ def _spans(
 def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from saefast.disk.sealed_tensors import LONGEST_HEADER
+
 DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
@@ -36,7 +38,7 @@ def places(path: Path) -> dict[str, Place]:
     size = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        if size < 8 or not 0 < header_size <= size - 8:
+        if size < 8 or not 0 < header_size <= min(size - 8, LONGEST_HEADER):
             raise ValueError(f"{path} is truncated or not a safetensors file; write it again")
         header = file.read(header_size)
     begin = 8 + header_size
@@ -48,12 +50,14 @@ def places(path: Path) -> dict[str, Place]:
             first, end = entry["data_offsets"]
             dtype = DTYPES.get(entry["dtype"])
             shape = tuple(entry["shape"])
+            if not all(type(size) is int and size >= 0 for size in shape):
+                raise ValueError(f"{name} has shape {shape}")
             if dtype is not None and math.prod(shape) * dtype.itemsize != end - first:
                 raise ValueError(f"{name} has shape {shape} in {end - first} bytes")
             if not 0 <= first <= end <= size - begin:
                 raise ValueError(f"{name} ends at byte {begin + end} of {size}")
             found[name] = Place(dtype, shape, begin + first)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is truncated or not a safetensors file ({error}); write it again"
         ) from error

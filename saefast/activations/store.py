@@ -113,7 +113,7 @@ def read_index(folder: Path) -> Index:
                 raise ValueError(f"shard {shard.name!r} is in another folder")
         if index.dtype not in DTYPES or index.rows != content["rows"]:
             raise ValueError(f"{content['rows']} rows of {content['dtype']} do not fit its shards")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{path} is not the index of a store of activations: {type(error).__name__}: {error}"
         ) from error

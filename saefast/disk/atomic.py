@@ -150,6 +150,10 @@ def write_tensors_in_pieces(path: Path, tensors: Mapping[str, Tensor]) -> tuple[
 def _replace(path: Path, part: Path, write: Callable[[Path], object]) -> None:
     with explained(path):
         try:
+            for place in (part.parent, part):
+                # A link in a folder of others, whose target would be overwritten.
+                if place.name.endswith(PART) and place.is_symlink():
+                    place.unlink()
             write(part)
             flush_file(part)
             part.replace(path)

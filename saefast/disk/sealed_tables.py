@@ -15,12 +15,14 @@ from saefast.disk.checksums import BLANK, KEY, checksum, damaged, verifying
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _OWN = {KEY.encode(): BLANK.encode(), f"{KEY}.of".encode(): b"file"}
 # Keys and values as the footer holds them: a byte of the type, the length, the text. They are found
 # without reading the footer, which may be damaged.
 _DIGITS = re.compile(rb"\x18\x0d" + re.escape(KEY.encode()) + rb"\x18\x10([0-9a-f]{16})")
 _END = b"PAR1"
+_MOST_GROWN, _MOST_GROWTH = 1 << 30, 1000  # bytes in memory, and how many for one in the file
 _MARK = b"\x18\x10" + KEY.encode() + b".of\x18\x04file"
 
 
@@ -59,9 +61,19 @@ def read_sealed(path: Path) -> "pa.Table":
         part = damaged_part(content)
         if part is not None:
             raise damaged(f"{path}: {part}")
-    table = pq.ParquetFile(io.BytesIO(content)).read()
+    file = pq.ParquetFile(io.BytesIO(content))
+    _check_growth(path, file.metadata, len(content))
+    table = file.read()
     kept = {key: value for key, value in (table.schema.metadata or {}).items() if key not in _OWN}
     return table.replace_schema_metadata(kept or None)
+
+
+def _check_growth(path: Path, facts: "pq.FileMetaData", size: int) -> None:
+    """Refuse a file that would fill the memory: a column of equal values takes a few bytes."""
+    groups = (facts.row_group(i) for i in range(facts.num_row_groups))
+    grown = 8 * facts.num_rows * facts.num_columns + sum(each.total_byte_size for each in groups)
+    if grown > max(_MOST_GROWN, _MOST_GROWTH * size):
+        raise ValueError(f"{path} would grow from {size} to {grown} bytes")
 
 
 def has_checksum(content: bytes) -> bool:

@@ -26,6 +26,8 @@ from saefast.disk.checksums import BLANK, KEY, checksum, damaged, memory_of, num
 PIECE = 1 << 16
 """Bytes of a piece: a reader of some rows reads at most two pieces that it needs in part."""
 HEADER = "the header"
+LONGEST_HEADER = 100_000_000
+"""Bytes of JSON that the safetensors library reads at most."""
 
 _OF_PIECES = f"{KEY}/{PIECE}:"
 _OWN = re.compile(rf'("{re.escape(KEY)}":")[0-9a-f]{{16}}"'.encode())

@@ -171,7 +171,7 @@ def _since_6(config: dict[str, Any]) -> bool:
     recorded = config.get("sae_lens_version") or (
         metadata.get("sae_lens_version") if isinstance(metadata, dict) else None
     )
-    major = re.match(r"\d+", str(recorded))
+    major = re.match(r"\d{1,9}", str(recorded))
     return major is not None and int(major.group()) >= 6
 
 

@@ -16,11 +16,9 @@ import torch
 from torch import Tensor
 
 from saefast.disk import sealed_tensors
+from saefast.disk.archives import Archive, differing_member, may_allocate, read_archive
 from saefast.disk.atomic import write_with
 from saefast.disk.checksums import damaged, verifying
-from saefast.formats.archives import Archive, differing_member, read_archive
-
-_LONGEST_HEADER = 100_000_000  # limit of the safetensors library
 
 
 class Contents(NamedTuple):
@@ -62,7 +60,7 @@ def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    if not 0 < header <= min(size - 8, _LONGEST_HEADER):
+    if not 0 < header <= min(size - 8, sealed_tensors.LONGEST_HEADER):
         raise ValueError(
             f"{path} is truncated or not a safetensors file: its header would be {header} bytes "
             f"long, and the file has {size}"
@@ -98,7 +96,7 @@ def _read_zip(path: Path, allow_pickle: bool, verify: bool) -> Contents:
     if member is not None:
         raise damaged(f"{path}: {_part_of(path, member, archive)}", "verify=False")
     if archive.pickled is not None:
-        return _read_torch(path, allow_pickle, archive.pickled)
+        return _read_torch(path, allow_pickle, archive)
     return Contents("numpy", _read_npz(path, archive.members), {})
 
 
@@ -110,7 +108,7 @@ def _part_of(path: Path, member: str, archive: Archive) -> str:
     if number is None:
         return member
     try:
-        names = list(_read_torch(path, False, archive.pickled).tensors)
+        names = list(_read_torch(path, False, archive).tensors)
     except ValueError:
         return member
     # torch.save numbers storages in the order of the tensors; names are known if each has its own.
@@ -157,11 +155,10 @@ def _read_npy(path: Path, member: zipfile.ZipInfo) -> Tensor:
     return torch.from_numpy(np.memmap(path, dtype, "c", begin, shape, order))  # type: ignore[call-overload]
 
 
-def _read_torch(path: Path, allow_pickle: bool, pickled: bytes | None) -> Contents:
-    """Read a file of torch.save; `pickled` is its pickle, None if it is no zip archive."""
-    mapped = pickled is not None
-    # A pickle may allocate a bytearray of any length in torch.load; tensors need none.
-    if not allow_pickle and b"bytearray" in (path.read_bytes() if pickled is None else pickled):
+def _read_torch(path: Path, allow_pickle: bool, archive: Archive | None) -> Contents:
+    """Read a file of torch.save; `archive` is None if it is no zip archive."""
+    mapped = archive is not None
+    if not allow_pickle and may_allocate(path, archive):
         raise ValueError(_not_unasked(path))
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

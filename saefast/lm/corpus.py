@@ -166,7 +166,7 @@ def json_lines(path: str | Path, field: str = "text") -> Corpus:
                 where = f"{path}, line {number}"
                 try:
                     row = json.loads(line)
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{where} is not JSON: {error}") from error
                 yield Document(_field(row, field, where), where)
 

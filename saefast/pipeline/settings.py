@@ -106,6 +106,7 @@ class TrainedSettings:
 
 
 Data = HarvestSettings | PlantedSettings | StoreSettings | TrainedSettings
+_MOST_ALIASES = 16  # in a YAML file
 SOURCES: dict[str, type[Data]] = {
     "harvest": HarvestSettings,
     "planted": PlantedSettings,
@@ -274,7 +275,7 @@ def read_settings(path: Path) -> RunSettings:
         given = _parsed(text, path.suffix)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     try:
         return settings_from(given)
@@ -297,7 +298,14 @@ def _parsed(text: str, suffix: str) -> Any:
                 "YAML files need the package pyyaml; run: pip install pyyaml"
             ) from error
         try:
-            return yaml.safe_load(text)
+            # The loader in C needs no quadratic time for deep nesting.
+            loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            # Anchors that refer to anchors grow exponentially, or without end.
+            events = yaml.parse(text, Loader=loader)
+            aliases = sum(isinstance(event, yaml.AliasEvent) for event in events)
+            if aliases > _MOST_ALIASES:
+                raise ValueError(f"at most {_MOST_ALIASES} aliases are allowed, got {aliases}")
+            return yaml.load(text, Loader=loader)
         except yaml.YAMLError as error:
             raise ValueError(str(error).replace("\n", " ")) from error
     raise ValueError(f"the name of the file must end in .toml, .yaml or .json, got {suffix!r}")

@@ -69,7 +69,7 @@ def read_sweep(path: Path) -> Sweep:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as TOML: {error}") from error
     try:
         return sweep_from(content, path.parent)

@@ -41,7 +41,7 @@ class RunFile:
         try:
             facts = json.loads(path.read_bytes())
             facts["checkpoint"], facts["configs"], facts["data"], facts["finished"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the file of a training run: {error!r}") from error
         return cls(out, facts)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers.graphs import assert_best, random_graph
 from helpers.strategies import dtypes, generator, normal, seeds
 from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ import saefast
 from bench.match_kinds import KINDS, alive, assert_proven, best_value, cosines, features
 from saefast import Matches
 from saefast.match import one_to_one
-from saefast.match.assignment import Assignment, Graph, best_assignment
+from saefast.match.assignment import Assignment, best_assignment
 from saefast.match.plan import divided
 
 
@@ -79,41 +80,6 @@ def test_large_dictionaries_are_matched_optimally(kind, floor):
 @pytest.mark.parametrize(("m", "m2"), [(2048, 700), (700, 2048)])
 def test_large_dictionaries_of_unequal_size_are_matched_optimally(m, m2):
     assert_optimal(*features("hubs", m, m2, 32, 0), 16)
-
-
-def random_graph(rows: int, columns: int, arcs: int, coarse: bool, seed: int) -> Graph:
-    random = generator(seed)
-    key = torch.randint(rows * columns, (arcs,), generator=random).sort().values
-    similarity = torch.randn(arcs, generator=random, dtype=torch.float64)
-    similarity = similarity.round() if coarse else similarity
-    row_start = torch.searchsorted(key, torch.arange(rows + 1) * columns)
-    return Graph(row_start, (key % columns).int(), similarity, columns)
-
-
-def dense(graph: Graph) -> Tensor:
-    """Return [rows, columns], -infinity where there is no arc."""
-    rows = len(graph.row_start) - 1
-    row = torch.arange(rows).repeat_interleave(graph.row_start.diff())
-    similarity = torch.full((rows * graph.columns,), -torch.inf, dtype=torch.float64)
-    place = row * graph.columns + graph.column
-    return similarity.scatter_reduce(0, place, graph.similarity, "amax").view(rows, -1)
-
-
-def assert_best(graph: Graph, floor: float, found: Assignment) -> None:
-    """Assert a feasible assignment whose value equals its bound and scipy's."""
-    similarity = dense(graph)
-    u, v, partner = found.row_price, found.column_price, found.partner
-    assert found.finished
-    assert (u[:, None] + v >= similarity - 1e-12).all()
-    assert (u >= floor).all()
-    assert (v >= 0).all()
-    paired = partner >= 0
-    assert len(partner[paired].unique()) == int(paired.sum())
-    chosen = similarity[paired, partner[paired]]
-    worth = float(chosen.sum()) + floor * int((~paired).sum())
-    assert worth == pytest.approx(float(u.sum() + v.sum()), rel=1e-9, abs=1e-9)
-    known = similarity.clamp(min=-1e3)
-    assert worth == pytest.approx(best_value(known, floor) + floor * len(u), rel=1e-9, abs=1e-9)
 
 
 graphs = st.builds(

@@ -283,3 +283,16 @@ def test_bf16_precision_with_values_below_its_range(level: str, dtype: torch.dty
         x, weight, bias, threshold=threshold, width=len(bias), precision="bf16"
     )
     assert_same_code(actual, selected(scores, threshold, len(bias), dtype))
+
+
+@pytest.mark.parametrize(("a", "b"), [(-10, -700), (-700, -10), (-400, -400), (-80, -80)])
+def test_products_far_below_float32_reach_thresholds_of_zero(level: str, a: int, b: int) -> None:
+    """Norms that float32, or their squares that float64 cannot hold, are not those of zeros."""
+    x = small_integers((9, 5), 0, torch.float64) * 2.0**a
+    weight = small_integers((40, 5), 1, torch.float64) * 2.0**b
+    threshold = torch.zeros(40, dtype=torch.float64)
+    expected = reference.threshold_encode(x, weight, threshold=threshold, width=40)
+    assert expected.counts.sum() > 50
+    for screen in usable_screens():
+        code = threshold_on_cpu(x, weight, None, None, threshold, 40, "exact", screen)
+        assert_same_code(code, expected)

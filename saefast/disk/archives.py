@@ -18,6 +18,19 @@ class Archive(NamedTuple):
     """whether members have a CRC-32, which torch.save can leave out"""
 
 
+def may_allocate(path: Path, archive: Archive | None) -> bool:
+    """Return whether the pickle of a file may allocate memory of any size, which tensors never do.
+
+    torch.load allows `bytearray`, whose argument is its length.
+
+    Args:
+        path: file of torch.
+        archive: its archive; None for a file of torch before version 1.6, which is none.
+    """
+    pickled = path.read_bytes() if archive is None else archive.pickled or b""
+    return b"bytearray" in pickled
+
+
 def read_archive(path: Path) -> Archive:
     """Read the list of an archive's members, and its pickle.
 
