@@ -161,11 +161,11 @@ class _Build:
     def run_all(self, *, quick: bool) -> int:
         """Run the tests at every instruction set and number of threads; return how many passed."""
         if quick:
-            return self._passed(_FUZZ, {})
+            return self._passed((_FUZZ,))
         code = "from saefast.ops.cpu import native; print(*native.usable_levels())"
         levels = self._output(sys.executable, "-P", "-c", code, **self._environment()).split()
         return sum(
-            self._passed(*_TESTS, {"SAEFAST_ISA": level, "OMP_NUM_THREADS": threads})
+            self._passed(_TESTS, SAEFAST_ISA=level, OMP_NUM_THREADS=threads)
             for level in levels
             for threads in _THREADS
         )
@@ -179,7 +179,7 @@ class _Build:
         try:
             file.write_text(whole.replace(fault.line, fault.planted))
             self._link()
-            ended = self._pytest(_FUZZ, "tests/disk/test_checksums.py")
+            ended = self._pytest((_FUZZ, "tests/disk/test_checksums.py"))
             if ended.returncode == 0 or fault.report not in ended.stdout:
                 raise RuntimeError(f"{fault.planted!r} was not reported:\n{ended.stdout[-3000:]}")
         finally:
@@ -187,25 +187,23 @@ class _Build:
             self._link()
         print(f"{fault.report}: reported for {fault.planted}", flush=True)
 
-    def _passed(self, *tests: Any) -> int:
-        ended = self._pytest(*tests)
-        print(tests, ended.stdout.strip().rpartition("\n")[2], flush=True)
+    def _passed(self, tests: Sequence[str], **environment: str) -> int:
+        ended = self._pytest(tests, **environment)
+        print(*tests, environment, ended.stdout.strip().rpartition("\n")[2], flush=True)
         if ended.returncode:
             raise RuntimeError(f"tests failed:\n{ended.stdout[-10_000:]}")
         words = ended.stdout.split()
         return int(words[words.index("passed") - 1] if "passed" in words else 0)
 
-    def _pytest(self, *tests: Any) -> "subprocess.CompletedProcess[str]":
-        """Run tests in this build; the last argument may be variables of the environment."""
-        *paths, last = tests
-        more = last if isinstance(last, dict) else {}
-        if not more:
-            paths.append(last)
+    def _pytest(
+        self, tests: Sequence[str], **environment: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run tests in this build, with variables of the environment."""
         command = (sys.executable, "-m", "pytest", "-q", "-x", "--capture=no", "-m", "not alone")
         return subprocess.run(
-            [*command, "-p", "no:cacheprovider", *paths],
+            [*command, "-p", "no:cacheprovider", *tests],
             cwd=_CHECKOUT,
-            env={**os.environ, **self._environment(), **more},
+            env={**os.environ, **self._environment(), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -58,7 +58,7 @@ def test_wheels_are_built_for_every_python_that_is_promised() -> None:
 def test_the_workflow_publishes_only_what_was_tested() -> None:
     workflow = yaml.safe_load((CHECKOUT / ".github" / "workflows" / "release.yml").read_text())
     jobs = workflow["jobs"]
-    assert set(jobs["publish"]["needs"]) == {"sdist", "wheels"}
+    assert set(jobs["publish"]["needs"]) == {"sdist", "wheels", "supply-chain"}
     assert jobs["publish"]["if"] == "github.ref_type == 'tag'"
     platforms = {each["platform"] for each in jobs["wheels"]["strategy"]["matrix"]["include"]}
     assert platforms == {"linux-x86_64", "linux-aarch64", "macos-arm64"}
@@ -70,7 +70,12 @@ def test_the_workflow_publishes_only_what_was_tested() -> None:
         for command in PROJECT["tool"]["cibuildwheel"]["test-command"]
         for path in re.findall(r"\{project\}/(\S+)", command)
     ]
-    files += [path for step in jobs["sdist"]["steps"] for path in _files_run(step)]
+    files += [
+        path
+        for name in ("sdist", "supply-chain")
+        for step in jobs[name]["steps"]
+        for path in _files_run(step)
+    ]
     assert files
     for path in files:
         assert (CHECKOUT / path).exists(), path
