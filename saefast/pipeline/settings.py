@@ -106,7 +106,7 @@ class TrainedSettings:
 
 
 Data = HarvestSettings | PlantedSettings | StoreSettings | TrainedSettings
-_MOST_ALIASES = 16  # in a YAML file
+_MOST_ALIASES, _DEEPEST = 16, 50  # in a YAML file
 SOURCES: dict[str, type[Data]] = {
     "harvest": HarvestSettings,
     "planted": PlantedSettings,
@@ -298,13 +298,17 @@ def _parsed(text: str, suffix: str) -> Any:
                 "YAML files need the package pyyaml; run: pip install pyyaml"
             ) from error
         try:
-            # The loader in C needs no quadratic time for deep nesting.
             loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-            # Anchors that refer to anchors grow exponentially, or without end.
-            events = yaml.parse(text, Loader=loader)
-            aliases = sum(isinstance(event, yaml.AliasEvent) for event in events)
-            if aliases > _MOST_ALIASES:
-                raise ValueError(f"at most {_MOST_ALIASES} aliases are allowed, got {aliases}")
+            aliases = depth = 0
+            for event in yaml.parse(text, Loader=loader):
+                aliases += isinstance(event, yaml.AliasEvent)
+                depth += isinstance(event, yaml.CollectionStartEvent)
+                depth -= isinstance(event, yaml.CollectionEndEvent)
+                # Anchors that refer to anchors grow exponentially; nesting takes quadratic time.
+                if aliases > _MOST_ALIASES or depth > _DEEPEST:
+                    raise ValueError(
+                        f"more than {_MOST_ALIASES} aliases, or more than {_DEEPEST} levels"
+                    )
             return yaml.load(text, Loader=loader)
         except yaml.YAMLError as error:
             raise ValueError(str(error).replace("\n", " ")) from error
