@@ -68,7 +68,7 @@ FAULTS = (
         "address",
         "csrc/sparse_decode.cpp",
         "space.weights.resize(k);",
-        "space.weights.resize(k - 1);",
+        "space.weights.resize(std::max<int64_t>(k - 1, 1));",
         "AddressSanitizer: heap-buffer-overflow",
     ),
     Fault(
