@@ -175,7 +175,10 @@ def _study(name: str) -> dict[str, Any]:
 
 def _where(name: str) -> str:
     study = _study(name)
-    return f"{study['seconds'] / _SECONDS_PER_MINUTE:.1f} minutes; at commit {study['commit']}."
+    minutes = f"{study['seconds'] / _SECONDS_PER_MINUTE:.1f} minutes"
+    if "cpu_seconds" in study:  # not in older rows
+        minutes += f", {study['cpu_seconds'] / _SECONDS_PER_MINUTE:.1f} of processor time"
+    return f"{minutes}; at commit {study['commit']}."
 
 
 def _two(value: float | None) -> str:

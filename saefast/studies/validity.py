@@ -123,8 +123,8 @@ SIZES = {
 }
 """Sizes of the study.
 
-"small" is for tests. "quick", with 24 SAEs, takes minutes on two cores; "full", with as many larger
-ones, about ten minutes.
+"small" is for tests. "quick" has 24 SAEs; "full" has as many larger ones and takes about three
+minutes of processor time.
 """
 
 
