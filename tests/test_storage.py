@@ -130,3 +130,10 @@ def test_a_replaced_sae_that_could_not_be_removed_is_removed_by_the_next_save(
     saefast.save_sae(some_sae(1), path)
     assert torch.equal(saefast.load_sae(path).W_dec, some_sae(1).W_dec)
     assert names(tmp_path) == ["sae"]
+
+
+def test_a_part_that_could_not_be_removed_does_not_prevent_the_next_save(tmp_path: Path) -> None:
+    path = saefast.save_sae(some_sae(0), tmp_path / "sae")
+    (path / "sparsity.safetensors.part").mkdir()
+    saefast.save_sae(some_sae(1), path)
+    assert names(path) == ["cfg.json", "sae_weights.safetensors"]
