@@ -42,15 +42,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = saefast.load_sae(saefast.save_sae(saes[0], Path(folder) / "sae"))
         check(torch.equal(loaded(x), rebuilt), "a saved SAE computes something else")
-        told = subprocess.run(
+        finished = subprocess.run(
             [sys.executable, "-m", "saefast", "info"],
             cwd=folder,
             capture_output=True,
             text=True,
             check=False,
         )
-    check(told.returncode == 0, f"saefast info: {told.stderr}")
-    print(told.stdout.strip())
+    check(finished.returncode == 0, f"saefast info: {finished.stderr}")
+    print(finished.stdout.strip())
     print(f"saefast {saefast.__version__} works in {Path(saefast.__file__).parent}")
 
 

@@ -28,9 +28,9 @@ def differing(root: Path, tag: str | None) -> str | None:
         "CITATION.cff": f"v{cited[1]}" if cited else "no version",
         "the newest section of CHANGELOG.md": f"v{newest[1]}" if newest else "no version",
     }
-    for place, told in places.items():
-        if told is not None and told != f"v{version}":
-            return f"{place} names {told}, pyproject.toml v{version}"
+    for place, stated in places.items():
+        if stated is not None and stated != f"v{version}":
+            return f"{place} names {stated}, pyproject.toml v{version}"
     return None
 
 

@@ -74,7 +74,7 @@ def test_the_greatest_gain_comes_first() -> None:
     assert [hint.split(" ")[1] for hint in hints(slow)] == ["GPU", "uses", "of"]
 
 
-def test_this_machine_is_looked_at(
+def test_the_facts_are_of_this_machine(
     monkeypatch: pytest.MonkeyPatch, torch_threads: None, level: str
 ) -> None:
     torch.set_num_threads(1)
@@ -104,7 +104,7 @@ def test_cores_are_those_that_are_granted(monkeypatch: pytest.MonkeyPatch) -> No
     assert info._cores() == 6
 
 
-def test_info_says_it_in_one_line(
+def test_info_prints_the_hint_in_one_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(info, "this_machine", lambda: FAST)

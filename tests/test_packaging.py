@@ -29,7 +29,7 @@ def test_all_files_name_one_version(version: Any) -> None:
     assert version.differing(CHECKOUT, f"v{PROJECT['project']['version']}") is None
 
 
-def test_another_version_is_told(version: Any, tmp_path: Path) -> None:
+def test_a_different_version_is_reported(version: Any, tmp_path: Path) -> None:
     for name in ("pyproject.toml", "CITATION.cff", "CHANGELOG.md"):
         shutil.copy(CHECKOUT / name, tmp_path)
     ours = PROJECT["project"]["version"]
@@ -55,7 +55,7 @@ def test_wheels_are_built_for_every_python_that_is_promised() -> None:
     assert min(promised) == "3.11"
 
 
-def test_the_workflow_publishes_only_what_was_tested() -> None:
+def test_the_workflow_publishes_only_tested_files() -> None:
     workflow = yaml.safe_load((CHECKOUT / ".github" / "workflows" / "release.yml").read_text())
     jobs = workflow["jobs"]
     assert set(jobs["publish"]["needs"]) == {"sdist", "wheels", "supply-chain"}

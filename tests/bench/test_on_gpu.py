@@ -226,9 +226,9 @@ def test_all_results_are_written_to_three_files(
         assert sorted(archive.getnames()) == [
             f"{name}.{kind}" for name in ("dies", "times") for kind in ("jsonl", "log")
         ]
-    told = capsys.readouterr().out
-    assert "FAIL checks: dies: killed by SIGKILL" in told
-    assert told.endswith((out / "summary.txt").read_text())
+    printed = capsys.readouterr().out
+    assert "FAIL checks: dies: killed by SIGKILL" in printed
+    assert printed.endswith((out / "summary.txt").read_text())
 
 
 @pytest.mark.usefixtures("tools")

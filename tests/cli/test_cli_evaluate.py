@@ -115,7 +115,7 @@ def test_a_permuted_decoder_leaves_scores_of_the_encoder(place: Path, tmp_path: 
     assert "permuted_decoder" not in {row["rival"] for row in rows}
 
 
-def test_conditions_that_do_not_exist_are_told(place: Path, tmp_path: Path) -> None:
+def test_missing_conditions_are_reported(place: Path, tmp_path: Path) -> None:
     run = shutil.copytree(place / "run", tmp_path / "run")
     settings = settings_of(run)
     how = replace(settings.evaluate, baselines=("frozen",))
@@ -235,8 +235,8 @@ def test_runs_without_a_language_model_are_refused(
 
 
 def test_every_evaluation_is_a_stage_of_the_same_name() -> None:
-    from saefast.cli.evaluate import NAMES as TOLD
+    from saefast.cli.evaluate import NAMES as OFFERED
     from saefast.pipeline import EVALUATIONS as KINDS
 
-    assert tuple(KINDS) == TOLD[1:]
+    assert tuple(KINDS) == OFFERED[1:]
     assert set(KINDS) < set(NAMES)

@@ -29,7 +29,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["sweep", str(file), "--out", str(tmp_path / "out"), "--until", "train"]
 
 
-def test_the_output_states_what_was_done(
+def test_the_output_lists_the_steps_taken(
     command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command) == 0

@@ -165,8 +165,8 @@ class RankProcesses:
         return "\n".join(_output(self.folder, rank).read_text() for rank in range(self.size))
 
     @property
-    def told(self) -> list[str]:
-        """Return the sentences that the user is told."""
+    def messages(self) -> list[str]:
+        """Return the sentences that are printed for the user."""
         lines = self.printed().splitlines()
         return [line[line.index("saefast: ") :] for line in lines if "saefast: " in line]
 

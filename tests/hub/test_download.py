@@ -85,7 +85,7 @@ def test_a_revision_is_a_branch_or_a_commit(stored: Hub, tmp_path: Path) -> None
     assert same(saefast.load_sae(NAME, revision=old), some_sae(0))
 
 
-def test_matching_and_conversion_take_what_is_downloaded(stored: Hub, tmp_path: Path) -> None:
+def test_matching_and_conversion_accept_a_download(stored: Hub, tmp_path: Path) -> None:
     path = saefast.download_sae(NAME, subfolder="layer_3/width_20")
     (dictionary,) = saefast.load_dictionaries(path)
     assert torch.equal(dictionary.W_dec, some_sae(3).W_dec)
@@ -132,7 +132,7 @@ def test_the_cache_serves_without_a_connection(
         assert same(saefast.load_sae(NAME, subfolder=place), some_sae(3))
 
 
-def test_an_interrupted_download_is_not_taken_for_an_sae(
+def test_an_interrupted_download_is_not_loaded(
     stored: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights come last, so that without them nothing is loaded, and with them all is there."""
@@ -180,7 +180,7 @@ def test_an_error_is_one_sentence_with_its_remedy(stored: Hub, case: str) -> Non
     assert "\n" not in str(raised.value)
 
 
-def test_a_gated_repository_says_where_its_terms_are(stored: Hub) -> None:
+def test_the_error_of_a_gated_repository_names_the_page_of_its_terms(stored: Hub) -> None:
     stored.repositories[NAME].gated = True
     page = re.escape(f"{stored.endpoint}/{NAME}")
     with pytest.raises(PermissionError, match=f"accept its terms on the page {page}, then log in"):
@@ -193,7 +193,7 @@ def test_a_wrong_token_is_named(stored: Hub, monkeypatch: pytest.MonkeyPatch) ->
         saefast.load_sae(NAME)
 
 
-def test_a_hub_that_fails_is_to_be_tried_again(stored: Hub) -> None:
+def test_the_error_of_a_failing_hub_suggests_a_retry(stored: Hub) -> None:
     stored.failing = 501
     with pytest.raises(ConnectionError, match=r"cannot be used now: .*501.*; try again later$"):
         saefast.load_sae(NAME)

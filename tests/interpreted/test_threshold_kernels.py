@@ -166,7 +166,7 @@ def largest_of(code: saefast.ThresholdCode, wanted: int) -> tuple[Tensor, ...]:
     return kept
 
 
-def test_of_a_batch_only_what_may_be_kept_is_scored(
+def test_only_candidates_of_a_batch_are_scored(
     screen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = scored_columns(monkeypatch)
@@ -186,7 +186,7 @@ def test_of_a_batch_only_what_may_be_kept_is_scored(
 @pytest.mark.parametrize("wanted", [1, 60, 400])
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 @pytest.mark.parametrize("trouble", ["near ties", "equal", "biases", "short lists", "unsafe"])
-def test_what_is_left_out_is_not_among_the_largest(
+def test_omitted_scores_are_not_among_the_largest(
     engine: str, trouble: str, precision: str, wanted: int
 ) -> None:
     """Also if fewer than wanted are above the threshold."""

@@ -239,7 +239,7 @@ def test_a_pass_equals_two_ops_bit_for_bit(
         assert_same_bits(getattr(once, name), getattr(twice, name))
 
 
-def test_a_pass_changes_the_versions_of_what_it_updates() -> None:
+def test_a_pass_changes_the_versions_of_updated_tensors() -> None:
     """Otherwise a packed encoder would seem fresh."""
     update = Asked(Shape(3, 5, 4, 2), 5, switches={"unit_norm": True}).update()
     before = {name: getattr(update, name)._version for name in MUTATED}

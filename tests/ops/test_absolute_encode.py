@@ -31,7 +31,7 @@ def test_the_reference_is_the_definition(shape: Shape, seed: int) -> None:
 
 
 @given(seed=seeds)
-def test_near_ties_of_both_signs_are_told_apart(level: str, seed: int) -> None:
+def test_near_ties_of_both_signs_are_distinguished(level: str, seed: int) -> None:
     """Hundreds of rows that no screen can distinguish but by their sign, in random order."""
     m, d, k = 700, 96, 50
     random = torch.Generator().manual_seed(seed)

@@ -45,7 +45,7 @@ class Own(Tensor):
         lambda: immediate(X.to("meta")),
     ],
 )
-def test_what_the_dispatcher_must_see_is_not_immediate(asked: Callable[[], bool]) -> None:
+def test_inputs_of_the_dispatcher_are_not_immediate(asked: Callable[[], bool]) -> None:
     assert immediate(X, None)
     assert not asked()
 

@@ -30,7 +30,7 @@ def test_a_data_set_is_streamed_repeatedly(folder: Path) -> None:
     assert [document.text for document in held_out] == ["d"]
 
 
-def test_errors_say_what_to_do(folder: Path, tmp_path: Path) -> None:
+def test_errors_name_the_remedy(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^dataset .*split='valid'.*train"):
         hugging_face(str(folder), split="valid", streaming=True)
     with pytest.raises(ValueError, match=r"must have a text under 'text', but it holds body, num"):

@@ -34,7 +34,7 @@ def test_every_release_in_a_known_format_is_found() -> None:
 
 @pytest.mark.filterwarnings("ignore:\\nThis SAE has non-empty model_from_pretrained_kwargs")
 @pytest.mark.parametrize("release", ["gpt2-small-res-jb", "gpt2-small-mlp-tm", "mistral-7b-res-wg"])
-def test_an_sae_is_what_their_loader_makes_of_it(hub: Hub, release: str, tmp_path: Path) -> None:
+def test_an_sae_equals_the_one_of_their_loader(hub: Hub, release: str, tmp_path: Path) -> None:
     """A release without more, one whose factor is in the registry, one whose settings are."""
     sae_id, place = next(iter(DIRECTORY[release].saes_map.items()))
     torch.manual_seed(0)

@@ -245,10 +245,15 @@ def test_saes_that_rank_by_norm_are_pooled_and_compared(tmp_path: Path) -> None:
     """Files hold them with decoder rows of norm one, where the rule makes no difference."""
     settings = _tiny(by_norm=True, rules={"unit_norm": False}, seeds=[0, 1, 2, 3])
     run_pipeline(settings, tmp_path, until="pool", progress=False)
-    told = read_json(tmp_path / "pooling.json")
-    assert {row["method"] for row in told["methods"]} == {"pooled", "pruned", "scratch", "single"}
+    recorded = read_json(tmp_path / "pooling.json")
+    assert {row["method"] for row in recorded["methods"]} == {
+        "pooled",
+        "pruned",
+        "scratch",
+        "single",
+    }
     norms = load_sae(tmp_path / "pooled").W_dec.detach().norm(dim=1)
-    assert norms == pytest.approx(torch.ones(told["width"]), abs=1e-5)
+    assert norms == pytest.approx(torch.ones(recorded["width"]), abs=1e-5)
 
 
 def test_interrupted_pooling_resumes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

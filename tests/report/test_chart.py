@@ -29,11 +29,11 @@ def test_scales_and_their_ticks() -> None:
 
 def test_bars_start_at_zero_and_end_at_their_values() -> None:
     chart = Chart(Scale(0, 2), Scale(0, 10), "x", "y")
-    chart.bar(0, 1, 5, "s0", "a <told> bar")
+    chart.bar(0, 1, 5, "s0", "a <named> bar")
     root = ElementTree.fromstring(chart.svg())
     rect = next(each for each in root.iter() if each.tag.endswith("rect"))
     axis = next(each for each in root.iter() if each.get("class") == "axis")
     bottom = float(rect.attrib["y"]) + float(rect.attrib["height"])
     assert bottom == pytest.approx(float(axis.attrib["d"].split()[1].split("H")[0]), abs=0.11)
     assert float(rect.attrib["height"]) == pytest.approx((300 - 30 - 46) / 2, abs=0.11)
-    assert rect[0].text == "a <told> bar"
+    assert rect[0].text == "a <named> bar"

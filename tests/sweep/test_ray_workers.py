@@ -161,7 +161,7 @@ def test_processes_limit_the_tasks(fake: FakeRay) -> None:
         assert not hands.free()
 
 
-def test_what_dies_is_told_from_what_fails(fake: FakeRay) -> None:
+def test_a_killed_part_is_distinguished_from_a_failed_one(fake: FakeRay) -> None:
     fake.answers = [RayError("the node\nhas died"), RayTaskError(ImportError("no saefast"))]
     with RayWorkers("ray", None, 2) as hands:
         hands.start(task())

@@ -151,7 +151,9 @@ def test_pinned_memory_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 FULL = OSError(errno.ENOSPC, "could not be written: No space left", "a file")
-TOLD = r"checkpoint of step 1 could not be written: No space.*the checkpoint of step 0 is intact"
+REPORTED = (
+    r"checkpoint of step 1 could not be written: No space.*the checkpoint of step 0 is intact"
+)
 
 
 @pytest.mark.parametrize("how", ["check", "save", "wait", "exit"])
@@ -175,7 +177,7 @@ def test_an_error_is_raised_at_the_next_call(
             "wait": writer.wait,
             "exit": lambda: writer.__exit__(None, None, None),
         }[how]
-        with pytest.raises(OSError, match=TOLD):
+        with pytest.raises(OSError, match=REPORTED):
             occasion()
     writer.wait()  # the error is raised once
 

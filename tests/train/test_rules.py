@@ -118,7 +118,7 @@ def test_weights_of_zero_have_no_penalty_gradient() -> None:
     assert sae.W_enc.isfinite().all()
 
 
-def test_every_rule_changes_what_is_trained() -> None:
+def test_every_rule_changes_the_trained_sae() -> None:
     """Otherwise the comparison above would be trivial."""
     data = batches(20, 40, 16, torch.float64)
     results = {}

@@ -44,7 +44,7 @@ def test_schedules_are_applied_to_steps(tmp_path: Path) -> None:
         ("matryoshka", {"group_shares": (0.5,)}),
     ],
 )
-def test_every_setting_changes_what_is_trained(variant: str, changes: dict[str, Any]) -> None:
+def test_every_setting_changes_the_trained_sae(variant: str, changes: dict[str, Any]) -> None:
     usual = {"variant": variant, "rules": Rules(unit_norm=False)}
     plain, changed = (train(config(**usual | more))[0].W_dec for more in ({}, changes))
     assert not torch.equal(plain, changed)

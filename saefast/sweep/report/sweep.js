@@ -32,15 +32,15 @@
   }
 
   function status(i) {
-    const told = element("span", columns.status[i], columns.status[i]);
-    if (columns.reason[i]) told.append(element("span", columns.reason[i], "reason"));
-    return told;
+    const shownCell = element("span", columns.status[i], columns.status[i]);
+    if (columns.reason[i]) shownCell.append(element("span", columns.reason[i], "reason"));
+    return shownCell;
   }
 
   function measured([value, low, high]) {
-    const told = element("span", shown(value));
-    if (low !== undefined) told.append(element("span", ` ${shown(low)}–${shown(high)}`, "range"));
-    return told;
+    const shownCell = element("span", shown(value));
+    if (low !== undefined) shownCell.append(element("span", ` ${shown(low)}–${shown(high)}`, "range"));
+    return shownCell;
   }
 
   function row(i) {

@@ -81,7 +81,7 @@ class Torch:
 
     def fail(self, error: BaseException) -> None:
         """See `Ranks`: the others' next call raises an error with this rank's reason."""
-        if not dist.is_initialized():  # it has been told
+        if not dist.is_initialized():  # the group was left after a failure
             return
         if not isinstance(error, RankFailure):
             reason = str(error) or type(error).__name__

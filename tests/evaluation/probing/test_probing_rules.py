@@ -268,7 +268,7 @@ def test_draws_match_the_given_mass() -> None:
     assert found.shares["g"] == pytest.approx(1 / 3)
 
 
-def test_a_wide_probe_finds_what_no_single_column_has() -> None:
+def test_a_wide_probe_finds_a_property_of_no_single_column() -> None:
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(240) % 2 == 0
     x = torch.randn(240, 300, generator=generator)

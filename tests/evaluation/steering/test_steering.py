@@ -321,8 +321,8 @@ def test_one_run_estimates_the_noise_of_its_sample() -> None:
     estimate = found.noise[primary]
     measured = planted(**options, repeats=8).noise[primary]
     assert 0.6 * measured < estimate < 1.6 * measured
-    told = f"{primary}: differences of two SAEs below {1.96 * 2**0.5 * estimate:.3f} are"
-    assert told in "\n".join(found.lines())
+    stated = f"{primary}: differences of two SAEs below {1.96 * 2**0.5 * estimate:.3f} are"
+    assert stated in "\n".join(found.lines())
 
 
 def test_sampled_latents_are_examined_and_their_properties_predict() -> None:

@@ -32,7 +32,7 @@ ENDED = "ended or did not answer"
 
 
 @pytest.mark.parametrize(
-    ("size", "fault", "told"),
+    ("size", "fault", "sentence_part"),
     [
         (4, Fault("killed", 2), f"{STOPPED}rank 2 {ENDED}"),
         (4, Fault("killed in an exchange", 0), f"{STOPPED}rank 0 {ENDED}"),
@@ -44,15 +44,15 @@ ENDED = "ended or did not answer"
     ids=lambda value: value.what if isinstance(value, Fault) else None,
 )
 def test_all_ranks_end_with_one_message_and_an_intact_checkpoint(
-    size: int, fault: Fault, told: str, folder: Path
+    size: int, fault: Fault, sentence_part: str, folder: Path
 ) -> None:
     out = f"{fault.what}-{fault.rank}"
     killed = fault.what.startswith("killed")
     ranks = RankProcesses(size, command(out), folder, fault=fault)
     codes = ranks.ended(SOON, without=[fault.rank] if killed else ())
     assert codes == [1] * (size - killed), ranks.printed()
-    (sentence,) = ranks.told
-    assert re.search(told, sentence), sentence
+    (sentence,) = ranks.messages
+    assert re.search(sentence_part, sentence), sentence
     assert checkpoint_of(folder / out) == 7
     assert_goes_on(folder, out, size)
 
@@ -70,7 +70,7 @@ def test_a_stalled_rank_is_given_up(store_in_rank: bool, folder: Path) -> None:
     )
     codes = ranks.ended(SOON, without=[0])
     assert codes == [1] * len(codes)
-    (sentence,) = ranks.told
+    (sentence,) = ranks.messages
     named = "another rank ended" if store_in_rank else f"rank 0 {ENDED} for 10 s"
     assert f"{STOPPED}{named}" in sentence
     assert checkpoint_of(folder / out) == 7
@@ -90,7 +90,7 @@ def test_a_rank_that_stalls_for_a_while_costs_time_only(folder: Path) -> None:
 def test_sigterm_of_one_rank_ends_all_after_the_same_step(folder: Path) -> None:
     ranks = RankProcesses(2, command("terminated"), folder, fault=Fault("terminated", 1))
     assert ranks.ended(SOON) == [130, 130]
-    assert ranks.told == ["saefast: interrupted; run the same command again to resume"]
+    assert ranks.messages == ["saefast: interrupted; run the same command again to resume"]
     assert checkpoint_of(folder / "terminated") == 8
     assert_goes_on(folder, "terminated", 4)
 

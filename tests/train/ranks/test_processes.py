@@ -36,7 +36,7 @@ def test_the_tensors_of_an_exchange_outlive_it(
     assert [reference() is not None for reference in used] == [True, True]
 
 
-def test_a_rank_that_has_told_its_failure_leaves_the_group(rank: Torch) -> None:
+def test_a_rank_leaves_the_group_after_reporting_its_failure(rank: Torch) -> None:
     rank.fail(KeyboardInterrupt())
     assert not dist.is_initialized()
     rank.fail(ValueError("again"))  # there is nobody to be told

@@ -309,17 +309,17 @@ def test_torchrun_goes_on_with_fewer_ranks(folder: Path) -> None:
     assert saved(folder / "fewer") == saved(folder / "alone")
 
 
-def test_the_first_rank_says_why_another_one_failed(folder: Path) -> None:
+def test_the_first_rank_reports_why_another_one_failed(folder: Path) -> None:
     (folder / "breaking.py").write_text(_BREAKING.format(what="raise OSError('the disk is full')"))
     done = torchrun(2, "breaking.py", *command("failed"), cwd=folder)
     assert done.returncode != 0
-    told = [line for line in done.stderr.splitlines() if "saefast: " in line]
-    assert len(told) == 1
-    assert "saefast: the training stopped, since rank 1 failed: the disk is full" in told[0]
+    messages = [line for line in done.stderr.splitlines() if "saefast: " in line]
+    assert len(messages) == 1
+    assert "saefast: the training stopped, since rank 1 failed: the disk is full" in messages[0]
     assert checkpoint_of(folder / "failed") == 7
 
 
-def test_what_ranks_cannot_train_is_refused_before_training(folder: Path) -> None:
+def test_unsupported_settings_are_refused_before_ranks_train(folder: Path) -> None:
     done = torchrun(2, *COMMAND, *command("gated", "--variant", "gated"), cwd=folder)
     assert done.returncode != 0
     assert (

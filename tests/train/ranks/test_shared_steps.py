@@ -206,7 +206,7 @@ def test_ranks_exchange_codes_and_norms_alone() -> None:
         ({"d": 6}, {}, 8, "the number of ranks must be at most the width 6, got 8"),
     ],
 )
-def test_what_cannot_be_shared_is_refused(
+def test_settings_that_cannot_be_shared_are_refused(
     arguments: dict[str, Any], changes: dict[str, Any], size: int, message: str
 ) -> None:
     sae = sae_of(**({"d": 20, "m": 70, "k": 2} | arguments))
