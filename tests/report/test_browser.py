@@ -1,5 +1,6 @@
 """Page and table of the report in a real Chromium; skipped where there is none."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,11 @@ from helpers.browser import SCREENS, missing, opened
 from helpers.large_run import SEEDS, large_run
 from helpers.report_screen import alive, detail, label, search, shown
 
-from saefast.disk.tables import read_table
+from saefast.disk.tables import add_columns, read_table
 from saefast.report import write_report
 from saefast.report.feature_rows import ROWS_OF_PIECE
 from saefast.report.figures import SECTIONS
-from saefast.run_folder import FEATURES
+from saefast.run_folder import CONTEXTS, FEATURES
 
 pytestmark = pytest.mark.skipif(
     missing(), reason="needs playwright (pip) and a Chromium (apt install chromium)"
@@ -96,6 +97,54 @@ def test_texts_from_data_are_never_markup(evaluated: Path) -> None:
         assert page.locator("b, [onclick]").count() == 0
         pieces = -(-len(alive(evaluated)) // ROWS_OF_PIECE)
         assert page.locator("script").count() == 2 + pieces
+        assert complaints == []
+
+
+PAYLOADS = (
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<svg/onload=alert(1)>",
+    "\"><iframe src='javascript:alert(1)'>",
+    "' onmouseover='alert(1)",
+    "<a href='https://example.org'>x</a>",
+    "<style>*{display:none}</style>",
+    "<!--",
+    "]]>",
+    "<base href='https://example.org'>",
+    "<meta http-equiv=refresh content='0;url=https://example.org'>",
+    "${alert(1)}{{7*7}}",
+    "&lt;b&gt;&#x3c;",
+    "\u202e\u2066\u2028\u2029\ufeff",
+    "\x1b[31m\x07",
+    "__proto__",
+    "$&$1",
+)
+"""Texts of tokens that would run code, load something or change the page if they were markup."""
+
+
+def test_payloads_in_texts_are_shown_and_do_nothing(report: Path, tmp_path: Path) -> None:
+    """In cells, contexts, search and details."""
+    run = tmp_path / "run"
+    shutil.copytree(report.parent, run)
+    for name, columns in ((FEATURES, ["token_text"]), (CONTEXTS, ["before", "token", "after"])):
+        count = read_table(run / name).num_rows
+        texts = [PAYLOADS[i % len(PAYLOADS)] for i in range(count)]
+        add_columns(run / name, dict.fromkeys(columns, texts))
+    with opened(write_report(run)[0], "light") as (page, complaints):
+        elements = page.locator("script, style, iframe, base, meta, img, a[href^=http]").count()
+        for payload in PAYLOADS[:6]:
+            search(page, payload)
+            assert page.locator("tbody tr:not(.detail)").count() > 0
+            if not page.is_visible("tr.detail"):
+                page.focus("#features tbody tr button")
+                page.keyboard.press("Enter")
+                detail(page)
+            assert payload in page.inner_text("#features tbody")
+            page.locator("tbody tr").first.hover()
+        after = page.locator("script, style, iframe, base, meta, img, a[href^=http]").count()
+        assert after == elements
+        assert page.locator("[onload], [onerror], [onmouseover], tbody svg, tbody img").count() == 0
         assert complaints == []
 
 

@@ -217,6 +217,16 @@ def test_a_cache_of_sae_lens_reads_no_other_folder(name: str, tmp_path: Path) ->
     refused(tmp_path / "cache", open_activations)
 
 
+def test_a_cache_whose_arrays_end_beyond_their_values(tmp_path: Path) -> None:
+    """Arrow checks offsets only if asked, and otherwise ends the process."""
+    _cached(tmp_path / "cache")
+    path = tmp_path / "cache" / "data.arrow"
+    content, ends = path.read_bytes(), struct.pack("<2i", 35, 40)
+    assert content.count(ends) == 1
+    path.write_bytes(content.replace(ends, struct.pack("<2i", 35, 2**30)))
+    refused(path.parent, open_activations, "truncated or not a file cached by SAELens")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="links of POSIX")
 def test_writing_never_follows_links(tmp_path: Path) -> None:
     """A folder of others may hold links in place of the files, or of those being written."""

@@ -109,7 +109,7 @@ def _read(path: Path) -> dict[str, list[Any]]:
             options = pc.ParseOptions(newlines_in_values=True)
             columns = pc.read_csv(path, parse_options=options).to_pydict()
             return columns
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} cannot be read as a table: {error}") from error
     if path.suffix not in (".jsonl", ".ndjson"):
         raise ValueError(
