@@ -38,12 +38,11 @@ void parallel_for(int64_t tasks, int threads, const Body& body) {
   };
 #if defined(__SANITIZE_THREAD__)
   // ThreadSanitizer does not see the barriers of libgomp, and would report every loop as a race.
-  std::atomic<int64_t> next{0};
+  // Every thread has tasks, however short they are: otherwise the first one may finish them all.
   std::vector<std::thread> pool;
   for (int worker = 0; worker < workers; ++worker)
     pool.emplace_back([&, worker] {
-      for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
-        run(task, worker);
+      for (int64_t task = worker; task < tasks; task += workers) run(task, worker);
     });
   for (std::thread& thread : pool) thread.join();
 #else
