@@ -241,13 +241,20 @@ def _room_beside(path: Path) -> Iterator[Path]:
         try:
             yield room
         finally:
-            shutil.rmtree(room, ignore_errors=True)
+            if path.exists() or not (room / _OLD).exists():  # else it has the only copy
+                shutil.rmtree(room, ignore_errors=True)
 
 
 def _bring_back(room: Path, path: Path) -> None:
     """Restore the old SAE at `path` if it was moved away and not replaced."""
     if (room / _OLD).exists() and not path.exists():
-        move(room / _OLD, path)
+        try:
+            move(room / _OLD, path)
+        except OSError as error:
+            if path.exists():
+                raise
+            where = f"the earlier SAE is in {room / _OLD} until it is saved again"
+            raise OSError(error.errno, f"{error.strerror}; {where}", str(path)) from error
 
 
 def load_dictionaries(

@@ -8,7 +8,7 @@ import pytest
 from helpers.campaign import Campaign
 from helpers.disk_writers import NAMES, contents
 from helpers.faulty_disk import SHORT, SLOW, Call, Fault, FaultyDisk
-from helpers.interrupted_writers import Interrupted
+from helpers.interrupted_writers import Interrupted, moved_away
 
 HARMLESS = (SHORT, SLOW, EINTR)
 KINDS = {
@@ -45,6 +45,8 @@ def test_faults(name: str, tmp_path: Path, disk: FaultyDisk, campaign: Campaign)
             assert str(folder) in ended.message, (why, ended.message)
             assert "\n" not in ended.message, (why, ended.message)
             assert "choose" in ended.message, (why, ended.message)
+        for place in moved_away(folder):
+            assert f"the earlier SAE is in {place}" in ended.message, (why, ended.message)
         campaign.count("no effect" if ended.error is None else "clear error")
         writer.assert_second_attempt_succeeds(folder, why)
 
