@@ -232,10 +232,12 @@ def stages(asked: str, folder: Path) -> None:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """Return the contents of all files, without times."""
+    """Return the contents of all files, without times and the number of tables written."""
     found: dict[str, Any] = {}
     for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
         name = str(path.relative_to(folder))
+        if path.name == ".tables.json":
+            continue
         if path.name == "metrics.jsonl":
             times = ("seconds", "tokens_per_second", "input_wait")
             lines = metrics_of(path.parent)

@@ -48,7 +48,7 @@ def test_faults(name: str, tmp_path: Path, disk: FaultyDisk, campaign: Campaign)
         for place in moved_away(folder):
             assert f"the earlier SAE is in {place}" in ended.message, (why, ended.message)
         campaign.count("no effect" if ended.error is None else "clear error")
-        writer.assert_second_attempt_succeeds(folder, why)
+        writer.assert_second_attempt_succeeds(folder, why, parts_remain=fault.lasts)
 
 
 def test_short_writes_of_metrics(tmp_path: Path, disk: FaultyDisk) -> None:
