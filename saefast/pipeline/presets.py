@@ -31,16 +31,16 @@ QUICK = RunSettings(
 DEMO = RunSettings(
     HarvestSettings(),
     TrainConfig(
-        latents=4096,
+        latents=2048,
         k=32,
         seeds=(0, 1, 2, 3),
-        tokens=700_000,
+        tokens=2_000_000,  # each row ten times: features recur after many steps only
         batch_size=1024,
         lr=3e-3,  # smaller rates hardly move the weights in so few steps
         auxk=AuxK(dead_after=100_000),
     ),
     subspace=SubspaceSettings(draws=10),
-    pool=PoolSettings(tokens=70_000),
+    pool=PoolSettings(tokens=200_000),
     evaluate=EvaluateSettings(tokens=2048, contexts=3),
 )
 
