@@ -13,8 +13,6 @@ namespace saefast {
 
 namespace {
 
-constexpr int64_t STRIPE = Xxh64::STRIPE;
-
 constexpr uint64_t P1 = 0x9E3779B185EBCA87, P2 = 0xC2B2AE3D27D4EB4F, P3 = 0x165667B19E3779F9,
                    P4 = 0x85EBCA77C2B2AE63, P5 = 0x27D4EB2F165667C5;
 template <class Word>
