@@ -25,7 +25,7 @@ def caption() -> str:
     others = [row["processors_of_others"] for row in result["rows"]]
     return (
         f"Packages from a nearby index, without pip's cache. {machine['cpu']}, {machine['cores']} "
-        f"processors, of which other work used {min(others):.1f} to {max(others):.1f} meanwhile; "
+        f"processors, of which other work used {max(min(others), 0.0):.1f} to {max(others):.1f} meanwhile; "
         f"package and Makefile at commit {result['commit']}. In the run of the [demo's findings]"
         f"(../results/demo.md) the stages of the demo took {_duration(load('demo')['seconds'])}."
     )
