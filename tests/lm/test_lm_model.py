@@ -167,4 +167,4 @@ class TestLoading:
             load_model(3)  # type: ignore[arg-type]
         monkeypatch.setitem(sys.modules, "transformers", None)
         with pytest.raises(ImportError, match=r"transformers;.* pip install 'saefast\[lm\]'"):
-            load_model(tmp_path / "none")
+            load_model("none")
