@@ -22,10 +22,10 @@ def caption() -> str:
     """Return the caption: machine, other work beside it, and commit."""
     result = load("newcomer")
     machine = result["machine"]
-    others = [row["processors_of_others"] for row in result["rows"]]
+    others = [max(row["processors_of_others"], 0.0) for row in result["rows"]]
     return (
         f"Packages from a nearby index, without pip's cache. {machine['cpu']}, {machine['cores']} "
-        f"processors, of which other work used {max(min(others), 0.0):.1f} to {max(others):.1f} meanwhile; "
+        f"processors, of which other work used {min(others):.1f} to {max(others):.1f} meanwhile; "
         f"package and Makefile at commit {result['commit']}. In the run of the [demo's findings]"
         f"(../results/demo.md) the stages of the demo took {_duration(load('demo')['seconds'])}."
     )
