@@ -53,8 +53,8 @@ void pack_weight(const Kernels& kernels, Screen screen, const Storage* weight, c
                  int64_t d, int64_t m, const Panels& out, int threads);
 
 // Returns a float that is at least `value` and at most a millionth above it; infinity for large
-// values, and the smallest normal float for those between it and zero: zero stands for rows of zeros.
-// `value` must not be negative.
+// values, and the smallest normal float for those between it and zero: zero stands for rows of
+// zeros. `value` must not be negative.
 float rounded_up(double value);
 
 }  // namespace saefast
