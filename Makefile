@@ -5,9 +5,9 @@ BIN := .venv/bin
 PIP_INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet --disable-pip-version-check
 PEERS := sae-lens eai-sparsify dictionary-learning lapx tensorboard wandb 'ray[client]' \
 	'llamascopium; python_version < "3.13"'
-# Evaluations of SAEs are compared, too. Installed without their dependencies, which ask for other versions of
-# NumPy, pyarrow and torchvision, and for vLLM; the packages after them are those that the comparison
-# imports.
+# Evaluations of SAEs are compared, too. Their packages are installed without dependencies, which ask
+# for other versions of NumPy, pyarrow and torchvision, and for vLLM; the packages after them are those
+# that the comparison imports.
 EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2 eai-delphi==0.1.3 sae-dashboard==0.8.0
 EVALUATORS_NEED := asyncer beartype einops jaxtyping joblib openai orjson tabulate xgboost-cpu zstandard
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
@@ -101,7 +101,8 @@ study: .venv/demo
 	$(call step,Compile and install saefast,$(PIP_INSTALL) --no-deps .)
 	@touch $@
 
-# The packages that the demo imports, installed while saefast compiles. --no-compile: most of it is never imported.
+# The packages that the demo imports, installed while saefast compiles. --no-compile: most of their
+# modules are never imported.
 .venv/packages: pyproject.toml constraints.txt | .venv/created
 	@$(BIN)/python -c '$(RUNTIME_REQUIREMENTS)' > .venv/requirements.txt
 	$(call step,Install torch and transformers,$(PIP_INSTALL) --no-compile -r .venv/requirements.txt)

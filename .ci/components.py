@@ -4,9 +4,9 @@
     pip install --dry-run --ignore-installed --report - --quiet WHEEL > REPORT
     python .ci/components.py sbom REPORT
 
-`licences` prints those of what is installed, and fails for one that is not allowed. `sbom` prints
-CycloneDX in JSON of what pip would install, with its checksums. Both keep what saefast needs
-without extras.
+`licences` prints the licences of the installed packages, and fails for one that is not allowed.
+`sbom` prints CycloneDX in JSON of the packages that pip would install, with their checksums. Both
+cover the packages that saefast needs without extras.
 """
 
 import importlib.metadata
@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 Package = Mapping[str, Any]
-"""What a report of pip says about a package: its metadata, and in download_info its checksum."""
+"""Entry of a package in a report of pip: its metadata, and in download_info its checksum."""
 
 _PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 ALLOWED = re.compile(

@@ -21,6 +21,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, help="file whose rows are replaced or added")
     parser.add_argument("tests", nargs="*", default=["tests/trust"], help="default: tests/trust")
     chosen = parser.parse_args(arguments)
+    commit = record.commit()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
         file.touch()
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
             env={**os.environ, "SAEFAST_TRUST": str(file)},
         ).returncode
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-    rows = _summed(rows)
+    rows = _summed(rows, commit)
     for row in rows:
         print(row)
     if chosen.json:
@@ -38,13 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _summed(tests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _summed(tests: list[dict[str, Any]], commit: str) -> list[dict[str, Any]]:
     """Return a row for each campaign, the sum of those of its tests."""
     found: dict[str, dict[str, Any]] = {}
     for test in tests:
         row = found.setdefault(
             test["campaign"],
-            {**test, "cases": 0, "outcomes": {}, "seconds": 0, "commit": record.commit()},
+            {**test, "cases": 0, "outcomes": {}, "seconds": 0, "commit": commit},
         )
         for name in ("cases", "seconds"):
             row[name] = round(row[name] + test[name], 1)

@@ -15,6 +15,7 @@ namespace {
 
 constexpr uint64_t P1 = 0x9E3779B185EBCA87, P2 = 0xC2B2AE3D27D4EB4F, P3 = 0x165667B19E3779F9,
                    P4 = 0x85EBCA77C2B2AE63, P5 = 0x27D4EB2F165667C5;
+
 template <class Word>
 Word word_at(const unsigned char* place) {
   Word word;

@@ -75,9 +75,12 @@ _PACKAGES = (
     "saefast.report",
     "saefast.stability",
     "saefast.studies",
+    "saefast.subspace",
     "saefast.sweep",
     "saefast.synthetic",
+    "saefast.train",
 )
+"""Packages whose `__all__` lists public names, which tests read from here, too"""
 _LINKED = {name for package in _PACKAGES for name in importlib.import_module(package).__all__}
 
 

@@ -210,9 +210,9 @@ def _may_be_replaced(path: Path) -> None:
     """Raise a FileExistsError unless `path` is free or holds an SAE and nothing else."""
     if path.is_dir():
         own = {module.FILE for module in FORMATS.values()}
-        others = [name for name in beside_sae(path) if name not in own]
-        # What an interrupted write has left is replaced, too.
-        names = ", ".join([name for name in others if not name.endswith(PART)][:8])
+        names = ", ".join(
+            [each for each in beside_sae(path) if each.removesuffix(PART) not in own][:8]
+        )
         problem = f"holds {names}" if names else ""
     else:
         problem = "is a file" if path.exists() else ""

@@ -18,7 +18,7 @@ from saefast.activations import StoreWriter
 from saefast.cli import main
 from saefast.lm import harvest
 from saefast.pipeline import run_pipeline
-from saefast.pipeline.settings import settings_from
+from saefast.pipeline.settings_file import settings_from
 
 ROWS = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
 CONFIG = TrainConfig(latents=12, k=2, tokens=256, batch_size=64, seeds=(0, 1))

@@ -1,5 +1,6 @@
 """Saving of an SAE: kills leave no files, and two writers do not interfere."""
 
+import errno
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,3 +138,34 @@ def test_a_part_that_could_not_be_removed_does_not_prevent_the_next_save(tmp_pat
     (path / "sparsity.safetensors.part").mkdir()
     saefast.save_sae(some_sae(1), path)
     assert names(path) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_a_file_of_someone_else_is_not_taken_for_a_part(tmp_path: Path) -> None:
+    path = saefast.save_sae(some_sae(0), tmp_path / "sae")
+    (path / "notes.part").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds notes\.part; choose another path"):
+        saefast.save_sae(some_sae(1), path)
+    assert (path / "notes.part").read_text() == "mine"
+
+
+def test_the_old_folder_stays_aside_if_it_cannot_be_moved_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saefast.save_sae(some_sae(0), tmp_path / "sae")
+    aside = tmp_path / ".sae.part" / "old"
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if target == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fails)
+        with pytest.raises(OSError, match=f"the earlier SAE is in {aside} until it is saved again"):
+            saefast.save_sae(some_sae(1), path)
+    assert torch.equal(saefast.load_sae(aside).W_dec, some_sae(0).W_dec)
+    with pytest.raises(ValueError, match="cannot be stored"):  # it is restored nevertheless
+        saefast.save_sae(SAE(7, 20, k=3, variant="gated"), path, format="sparsify")
+    assert torch.equal(saefast.load_sae(path).W_dec, some_sae(0).W_dec)
+    assert names(tmp_path) == ["sae"]

@@ -8,7 +8,8 @@ from bench.study.measures import measures, rounded
 from bench.study.pieces import PIECES, Piece
 from saefast.pipeline.job import Job
 from saefast.pipeline.runner import is_finished_until
-from saefast.pipeline.settings import HarvestSettings, RunSettings, settings_from
+from saefast.pipeline.settings import HarvestSettings, RunSettings
+from saefast.pipeline.settings_file import settings_from
 from saefast.report.run_data import RunData
 from saefast.sweep.folder import SweepFolder
 

@@ -53,7 +53,7 @@ def memory_caption() -> str:
     return (
         f"Measured: the largest resident memory of each process, libraries included, of a training "
         f"of {first['steps']} steps at (d, m, k, n) = {Shape(**first['shape']).text}, from its "
-        f"begin to the files at its end. Commit {result['commit']}."
+        f"beginning to the files at its end. Commit {result['commit']}."
     )
 
 

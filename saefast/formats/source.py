@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saefast.disk.atomic import PART
 from saefast.formats.tensor_files import read_tensors
 
 CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
@@ -240,9 +241,14 @@ def _may_hold_weights(name: str) -> bool:
 
 
 def beside_sae(folder: Path) -> list[str]:
-    """Return the names in a folder that are not part of an SAE."""
+    """Return the names in a folder that are not of an SAE, nor of an interrupted write of one."""
     known = {*CONFIGS, *_KNOWN, *_COMPANIONS}
-    return sorted(p.name for p in folder.iterdir() if p.name not in known or not p.is_file())
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.name.removesuffix(PART) not in known
+        or not (path.is_file() or path.name.endswith(PART))
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from saefast.pipeline.settings import (
     SubspaceSettings,
     TrainedSettings,
     TrainerSettings,
-    read_settings,
 )
+from saefast.pipeline.settings_file import read_settings
 from saefast.pipeline.stage_list import EVALUATIONS, NAMES
 
 __all__ = [

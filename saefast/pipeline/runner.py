@@ -14,7 +14,8 @@ from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.following import begin_training, check_ranks, follow, leading
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import RunSettings, StoreSettings, settings_from
+from saefast.pipeline.settings import RunSettings, StoreSettings
+from saefast.pipeline.settings_file import settings_from
 from saefast.pipeline.stage_list import BY_NAME, NAMES, STAGE_LIST, Stage, digest
 from saefast.pipeline.stages.pool import can_pool
 from saefast.run_folder import (

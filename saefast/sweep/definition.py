@@ -11,13 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from saefast.pipeline.presets import PRESETS
-from saefast.pipeline.settings import (
-    SOURCES,
-    RunSettings,
-    TrainedSettings,
-    read_settings,
-    settings_from,
-)
+from saefast.pipeline.settings import SOURCES, RunSettings, TrainedSettings
+from saefast.pipeline.settings_file import read_settings, settings_from
 from saefast.sweep.grid import (
     MOST_CELLS,
     Settings,

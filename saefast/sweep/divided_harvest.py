@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import HarvestSettings, settings_from
+from saefast.pipeline.settings import HarvestSettings
+from saefast.pipeline.settings_file import settings_from
 from saefast.pipeline.together import harvest_together
 from saefast.sweep.folder import SweepFolder
 from saefast.sweep.harvest_driver import harvest_by_processes

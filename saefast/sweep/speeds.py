@@ -9,12 +9,7 @@ from typing import Any
 
 from saefast.activations import open_activations
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import (
-    HarvestSettings,
-    PlantedSettings,
-    RunSettings,
-    StoreSettings,
-)
+from saefast.pipeline.settings import HarvestSettings, PlantedSettings, RunSettings, StoreSettings
 from saefast.pipeline.together import harvest_together, store_key
 from saefast.sae import SAE
 from saefast.stability.overlap import measure_overlap

@@ -16,7 +16,7 @@ from saefast.evaluation.intervals import (
 from saefast.evaluation.scores import TRAINED
 from saefast.pipeline.job import Job
 from saefast.pipeline.runner import is_finished_until
-from saefast.pipeline.settings import settings_from
+from saefast.pipeline.settings_file import settings_from
 from saefast.report.run_data import RunData
 from saefast.run_folder import REPORT
 from saefast.sweep.folder import CELLS, SweepFolder

@@ -18,7 +18,8 @@ import saefast
 from saefast.activations import open_activations
 from saefast.pipeline.job import Job
 from saefast.pipeline.runner import check_run, is_finished, is_finished_until, run_pipeline
-from saefast.pipeline.settings import RunSettings, settings_from
+from saefast.pipeline.settings import RunSettings
+from saefast.pipeline.settings_file import settings_from
 from saefast.pipeline.together import harvest_together, store_key, stream_key, train_together
 from saefast.report.run_data import RunData
 from saefast.sweep.definition import Cell

@@ -110,7 +110,7 @@ class CheckpointWriter:
     def _write(self, step: int, states: States) -> None:
         try:
             self._run.save(step, states)
-        except ConnectionError:  # another rank failed, which says why
+        except ConnectionError:  # another rank failed, whose reason the error has
             raise
         except OSError as error:
             raise OSError(

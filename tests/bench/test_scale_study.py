@@ -16,7 +16,7 @@ from bench.study.measures import at_equal_rate, jackknife_interval, measures
 from bench.study.pieces import PIECES, Piece
 from bench.study.rows import rows_of
 from saefast.evaluation.intervals import student_interval
-from saefast.pipeline.settings import read_settings
+from saefast.pipeline.settings_file import read_settings
 from saefast.report.run_data import RunData
 from saefast.sweep import read_sweep
 

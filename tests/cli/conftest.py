@@ -18,7 +18,7 @@ def _text(drawn: random.Random, letters: str) -> str:
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a model, texts, a table of labelled texts and a run up to stability."""
-    from helpers.tiny_lm import saved
+    from helpers.tiny_lm import harvest_of, saved
 
     folder = tmp_path_factory.mktemp("evaluated")
     saved(folder / "model")
@@ -27,14 +27,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(60):
         (folder / "texts" / f"{number:02}.txt").write_text(_text(drawn, "etaoinshrdlu"))
     settings = {
-        "harvest": {
-            "model": str(folder / "model"),
-            "site": "resid.1",
-            "text": str(folder / "texts"),
-            "tokens": 2500,
-            "held_out": 300,
-            "context": 32,
-        },
+        "harvest": harvest_of(folder, tokens=2500, held_out=300),
         "train": SETTINGS["train"] | {"latents": 48, "tokens": 10_000, "seeds": [0, 1, 2]},
         "evaluate": {"baselines": ["frozen_decoder"]},
     }

@@ -16,7 +16,7 @@ from helpers.documentation import PAGES, blocks, name
 from helpers.swept_table import swept_table
 
 from saefast.cli import COMMANDS
-from saefast.pipeline.settings import settings_from
+from saefast.pipeline.settings_file import settings_from
 from saefast.sweep import sweep_from
 from saefast.synthetic import PlantedWorld
 

@@ -20,7 +20,7 @@ from saefast.activations import StoreWriter
 from saefast.activations.store import read_index
 from saefast.match import saved
 from saefast.pipeline import run_pipeline, runner, together
-from saefast.pipeline.settings import settings_from
+from saefast.pipeline.settings_file import settings_from
 from saefast.sae import VARIANTS
 from saefast.sweep import driver
 from saefast.train.checkpoint import RunFile

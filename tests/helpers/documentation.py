@@ -1,5 +1,6 @@
 """Pages of the documentation, and the code blocks in them."""
 
+import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,23 +14,11 @@ PAGES = [
     *sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts),
 ]
 
-PUBLIC_PACKAGES = (
-    "saefast",
-    "saefast.activations",
-    "saefast.evaluation",
-    "saefast.lm",
-    "saefast.match",
-    "saefast.pipeline",
-    "saefast.pool",
-    "saefast.report",
-    "saefast.stability",
-    "saefast.studies",
-    "saefast.subspace",
-    "saefast.sweep",
-    "saefast.synthetic",
-    "saefast.train",
+_LIST = re.compile(r"^_PACKAGES = (\(.*?^\))", re.DOTALL | re.MULTILINE)
+PUBLIC_PACKAGES: tuple[str, ...] = ast.literal_eval(
+    _LIST.findall((DOCS / "conf.py").read_text(encoding="utf-8"))[0]
 )
-"""Packages whose `__all__` lists public names."""
+"""Packages whose `__all__` lists public names, as the documentation lists them"""
 
 _BLOCK = re.compile(
     r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",

@@ -34,7 +34,7 @@ from saefast.disk.tables import read_json, read_table, write_json, write_table
 from saefast.evaluation.probing.tasks.tables import _read as read_columns
 from saefast.lm import corpus
 from saefast.match.saved import read_pair
-from saefast.pipeline.settings import read_settings
+from saefast.pipeline.settings_file import read_settings
 from saefast.sweep.definition import read_sweep
 from saefast.train.ranks.files import read_state, write_state, written
 

@@ -28,7 +28,7 @@ def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
 
 def write_run(folder: Path) -> Path:
     """Write a tiny language model, texts, labelled texts, and settings of a run on them."""
-    from helpers.tiny_lm import saved
+    from helpers.tiny_lm import harvest_of, saved
     from helpers.tiny_run import SETTINGS, as_toml
 
     saved(folder / "model")
@@ -42,14 +42,7 @@ def write_run(folder: Path) -> Path:
     ]
     (folder / "labelled.csv").write_text("text,label\n" + "\n".join(lines) + "\n")
     settings = {
-        "harvest": {
-            "model": str(folder / "model"),
-            "site": "resid.1",
-            "text": str(folder / "texts"),
-            "tokens": 1500,
-            "held_out": 200,
-            "context": 32,
-        },
+        "harvest": harvest_of(folder, tokens=1500, held_out=200),
         "train": SETTINGS["train"] | {"latents": 24, "tokens": 3000, "seeds": [0, 1]},
     }
     (folder / "run.toml").write_text(as_toml(settings))

@@ -144,3 +144,15 @@ def write_gguf(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def harvest_of(folder: Path, *, tokens: int, held_out: int) -> dict[str, Any]:
+    """Return settings to harvest rows of `folder`/model on the texts in `folder`/texts."""
+    return {
+        "model": str(folder / "model"),
+        "site": "resid.1",
+        "text": str(folder / "texts"),
+        "tokens": tokens,
+        "held_out": held_out,
+        "context": 32,
+    }

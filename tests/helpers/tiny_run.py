@@ -9,7 +9,7 @@ import numpy as np
 
 from saefast.disk.tables import add_columns, read_json, read_table, write_json, write_table
 from saefast.pipeline import run_pipeline
-from saefast.pipeline.settings import settings_from
+from saefast.pipeline.settings_file import settings_from
 from saefast.run_folder import CONTEXTS, EVALUATION, FEATURES
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -29,7 +29,8 @@ from saefast.pipeline import (
     settings_of,
 )
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import SOURCES, settings_from
+from saefast.pipeline.settings import SOURCES
+from saefast.pipeline.settings_file import settings_from
 from saefast.run_folder import FEATURES, STAGES
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.train.initial import Sample, Scales, begin

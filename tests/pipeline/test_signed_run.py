@@ -12,7 +12,7 @@ from saefast import load_dictionaries, load_sae, score_stability
 from saefast.disk.tables import read_json, read_table
 from saefast.nulls.cosines import BestOfRandom
 from saefast.pipeline import run_pipeline
-from saefast.pipeline.settings import settings_from
+from saefast.pipeline.settings_file import settings_from
 from saefast.run_folder import FEATURES, OVERLAP, STABILITY
 from saefast.storage import save_sae
 

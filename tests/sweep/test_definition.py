@@ -7,7 +7,7 @@ import pytest
 from helpers.small_sweep import base_settings, sweep_file
 
 from saefast.pipeline import PRESETS
-from saefast.pipeline.settings import settings_from
+from saefast.pipeline.settings_file import settings_from
 from saefast.sweep import Sweep, read_sweep
 from saefast.sweep.grid import setting
 

@@ -1,6 +1,5 @@
 """A matching by several processes has the files of `match_all`, also after kills."""
 
-import errno
 import itertools
 import json
 import os
@@ -15,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.full_disk import full_disk
 from helpers.inline_workers import Inline, content, use
 from helpers.worker_processes import children, is_worker
 
 from saefast import SAE, load_dictionaries, match_all, save_sae
 from saefast.cli import main
-from saefast.disk import atomic
 from saefast.disk.lock import Claim
 from saefast.match.saved import read_pair
 from saefast.sweep import match_by_processes, match_tasks
@@ -192,18 +191,8 @@ def test_a_full_disk_leaves_whole_pairs(
     tmp_path: Path, saes: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, Inline())
-    count, replace = itertools.count(), atomic._replace
-
-    def full(path: Path, part: Path, write: Any) -> None:
-        if next(count) >= 4:
-            part.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        replace(path, part, write)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(atomic, "_replace", full)
-        with pytest.raises(RuntimeError, match="No space left on device"):
-            match_by_processes(*saes, out=tmp_path / "many", progress=False)
+    with full_disk(4), pytest.raises(RuntimeError, match="No space left on device"):
+        match_by_processes(*saes, out=tmp_path / "many", progress=False)
     match_by_processes(*saes, out=tmp_path / "many", resume=True, progress=False)
     files = {name: its for name, its in content(tmp_path / "many").items() if name[-5:] != ".part"}
     assert files == by_one(saes, tmp_path / "one")

@@ -1,14 +1,13 @@
 """Sweeps: cells equal single runs, failures are retried, and the table has all results."""
 
 import dataclasses
-import errno
-import itertools
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.full_disk import full_disk
 from helpers.small_sweep import (
     UNTIL,
     InlineWorkers,
@@ -17,7 +16,6 @@ from helpers.small_sweep import (
     small_sweep,
 )
 
-from saefast.disk import atomic
 from saefast.disk.lock import Claim
 from saefast.disk.tables import read_json, read_table
 from saefast.pipeline import run_pipeline
@@ -210,26 +208,11 @@ def test_after_a_death_cells_are_retried_together_and_then_alone(tmp_path: Path)
     assert hands.kinds[1:5] == [("train", 2), ("train", 2), ("train", 1), ("train", 1)]
 
 
-def test_a_full_disk_does_not_change_results(
-    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_does_not_change_results(alone: Path, tmp_path: Path) -> None:
     sweep = dataclasses.replace(small_sweep(tmp_path), cells=small_sweep(tmp_path).cells[:3])
-    replace = atomic._replace
     for written in (3, 11, 40):
-        count = itertools.count()
-
-        def full(
-            path: Path, part: Path, write: Any, count: Any = count, most: int = written
-        ) -> None:
-            if next(count) >= most:
-                part.write_bytes(b"half")
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            replace(path, part, write)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(atomic, "_replace", full)
-            with pytest.raises(OSError, match="No space left"):
-                drive(sweep, tmp_path / "out")
+        with full_disk(written), pytest.raises(OSError, match="No space left"):
+            drive(sweep, tmp_path / "out")
     outcome, _ = drive(sweep, tmp_path / "out")
     assert outcome.failed == {}
     for cell in sweep.cells:

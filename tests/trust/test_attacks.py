@@ -24,7 +24,7 @@ from saefast.activations import StoreWriter, open_activations
 from saefast.damage import verify
 from saefast.disk.atomic import write_tensors, write_whole
 from saefast.disk.tables import read_table
-from saefast.pipeline.settings import read_settings
+from saefast.pipeline.settings_file import read_settings
 from saefast.sweep.definition import read_sweep
 
 MEMORY = 64 << 20

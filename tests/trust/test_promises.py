@@ -84,7 +84,7 @@ def test_packages_that_are_installed_have_allowed_licences(components: Any) -> N
     assert (CHECKOUT / "NOTICE").is_file()
 
 
-def test_licences_that_are_not_allowed_are_told(components: Any) -> None:
+def test_licences_that_are_not_allowed_are_reported(components: Any) -> None:
     packages = components.needed(DEPENDENCIES)
     names = [each["metadata"]["name"] for each in packages]
     assert names == ["fs-spec", "numpy", "pyarrow", "safetensors", "torch", "tqdm", "tyro"]

@@ -199,8 +199,8 @@ def judging_cost(
     cost = judge.cost(windows, questions)
     latents = sum(len(exam.latents) for _, exam in exams)
     return (
-        f"judge {judge.name} would get about {cost.told()} for {latents} latents of {len(exams)} "
-        f"SAEs and its calibration; it was not called"
+        f"judge {judge.name} would get about {cost.in_words()} for {latents} latents of "
+        f"{len(exams)} SAEs and its calibration; it was not called"
     )
 
 

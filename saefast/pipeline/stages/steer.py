@@ -187,8 +187,8 @@ def _cost(
     cost = judge.cost([], [*known.right, *known.swapped, *rated])
     cost = cost.plus(TextRater(judge).cost(explanations, texts))
     return (
-        f"steer: judge {judge.name} would get at most about {cost.told()} for {latents} latents "
-        f"and its calibration; it was not called"
+        f"steer: judge {judge.name} would get at most about {cost.in_words()} for {latents} "
+        f"latents and its calibration; it was not called"
     )
 
 

@@ -85,17 +85,18 @@ class Torch:
             return
         if not isinstance(error, RankFailure):
             reason = str(error) or type(error).__name__
-            self._ask(lambda: self._tell(f"rank {self.rank} failed: {reason}"))
+            self._limited(lambda: self._record_failure(f"rank {self.rank} failed: {reason}"))
         dist.destroy_process_group()
 
-    def _tell(self, reason: str) -> None:
+    def _record_failure(self, reason: str) -> None:
+        """Leave the reason in the store, unless another rank has left one."""
         self._store.set(f"{_PRESENT}/{self.rank}", "")
         self._store.compare_set(_FAILURE, "", reason)
 
     def _failure(self) -> RankFailure:
         """Return the error of an exchange that failed, with the reason as far as it is known."""
         present: set[int] = {self.rank}
-        reason = self._ask(lambda: self._call_roll(present)) or ""
+        reason = self._limited(lambda: self._wait_for_others(present)) or ""
         missing = [str(rank) for rank in range(self.size) if rank not in present]
         if not reason and missing and len(present) > 1:
             ranks = f"rank{'s' * (len(missing) > 1)} {', '.join(missing)}"
@@ -103,7 +104,7 @@ class Torch:
         reason = reason or "another rank ended or does not answer"
         return RankFailure(f"the training stopped, since {reason}", self.rank == min(present))
 
-    def _call_roll(self, present: set[int]) -> str:
+    def _wait_for_others(self, present: set[int]) -> str:
         """Add the ranks that notice the failure soon to `present`; return the reason if known."""
         self._store.set(f"{_PRESENT}/{self.rank}", "")
         end = time.monotonic() + _GRACE
@@ -115,20 +116,20 @@ class Torch:
     def _has(self, key: str) -> bool:
         return bool(self._store.check([key]))
 
-    def _ask(self, question: Callable[[], _T]) -> _T | None:
-        """Return what a function of the store returns; None if the store does not answer.
+    def _limited(self, call: Callable[[], _T]) -> _T | None:
+        """Return the result of a call of the store; None if the store does not answer.
 
         A store that is in a rank may have ended with it, or be stopped: its calls have no timeout.
         """
         answers: list[_T] = []
 
-        def ask() -> None:
+        def run() -> None:
             with contextlib.suppress(RuntimeError):
-                answers.append(question())
+                answers.append(call())
 
-        asking = threading.Thread(target=ask, name="store", daemon=True)
-        asking.start()
-        asking.join(2 * _GRACE)
+        thread = threading.Thread(target=run, name="store", daemon=True)
+        thread.start()
+        thread.join(2 * _GRACE)
         return answers[0] if answers else None
 
 

@@ -39,7 +39,7 @@ def test_the_tensors_of_an_exchange_outlive_it(
 def test_a_rank_leaves_the_group_after_reporting_its_failure(rank: Torch) -> None:
     rank.fail(KeyboardInterrupt())
     assert not dist.is_initialized()
-    rank.fail(ValueError("again"))  # there is nobody to be told
+    rank.fail(ValueError("again"))  # the group has ended: nothing is sent
 
 
 @pytest.mark.parametrize(

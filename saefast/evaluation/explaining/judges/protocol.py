@@ -74,7 +74,7 @@ class Cost(NamedTuple):
         price = sum(known) if len(known) == 2 else None
         return Cost(self.calls + other.calls, self.tokens + other.tokens, price)
 
-    def told(self) -> str:
+    def in_words(self) -> str:
         """Return the cost in words."""
         price = "" if self.price is None else f" (at most {self.price:.2f} at the given prices)"
         return f"{self.calls} requests with {self.tokens} tokens{price}"
