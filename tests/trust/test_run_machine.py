@@ -51,11 +51,13 @@ def machine(disk: FaultyDisk) -> type[RuleBasedStateMachine]:
     class RunMachine(RuleBasedStateMachine):
         """A run, and the settings that it must have."""
 
-        @initialize()
-        def begin(self) -> None:
+        @initialize(until=st.sampled_from((*STAGES, None)))
+        def begin(self, until: str | None) -> None:
             self.folder = Path(tempfile.mkdtemp())
             self.run = self.folder / "run"
             self.lr, self.threshold = 0.008, 0.7
+            if until is not None:  # so that few rules are needed for what happens late in a run
+                self.resume(until)
 
         @property
         def changes(self) -> Changes:
