@@ -108,8 +108,9 @@ ScreenedRow describe_row(const EncodeArgs<Storage>& args, const Columns& columns
   const double norm = std::sqrt(squared), lost = std::sqrt(lost_squared);
   const double largest = norm * columns.most_of_all.norm + columns.largest_bias;
   ScreenedRow row;
+  // The sum is a float in `by_lost`, whose product with a lost norm of zero must not be NaN.
   row.screened =
-      std::isfinite(lost) && largest < kScreenable && columns.most_of_all.lost < kInfinity;
+      norm + lost < kScreenable && largest < kScreenable && columns.most_of_all.lost < kInfinity;
   if (!row.screened || !args.rescore) return row;
   // The rounding of two sums of d products, the screened and the exact one, and of a few single
   // operations.

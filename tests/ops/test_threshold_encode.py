@@ -174,6 +174,20 @@ def test_thresholds_and_biases_of_any_size(level: str, dtype: torch.dtype) -> No
             assert_right(*shared, near, 9)
 
 
+def test_norms_of_rows_beyond_float32(level: str) -> None:
+    """Every product is an integer, although the rows' norms are infinite in float32."""
+    x, weight = small_integers((20, 8), 0, torch.float32), small_integers((50, 8), 1, torch.float32)
+    expected = reference.threshold_encode(x, weight, threshold=torch.tensor(3.0), width=9)
+    assert expected.counts.any()
+    huge, tiny = x * 2.0**126, weight * 2.0**-126
+    for screen in usable_screens():
+        code = threshold_on_cpu(huge, tiny, None, None, torch.tensor(3.0), 9, "exact", screen)
+        best = encode_on_cpu(huge, tiny, None, None, 9, "exact", screen)
+        for found, wanted in zip(code, expected, strict=True):
+            assert_same_bits(found, wanted)
+        assert_same_bits(best.indices, reference.topk_encode(x, weight, k=9).indices)
+
+
 @pytest.mark.parametrize("width", [1, 31, 700])
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_all_or_no_latents_are_active(level: str, width: int, dtype: torch.dtype) -> None:
