@@ -85,6 +85,12 @@ def write_tensors(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def remove_tensors(path: Path) -> None:
+    """Remove a file of `write_tensors` if it exists, and what a killed process left beside it."""
+    shutil.rmtree(path.with_name(path.name + PART), ignore_errors=True)
+    remove_file(path)
+
+
 def append(path: Path, content: bytes) -> None:
     """Append to a file, in one write unless the disk gets full or the process is interrupted."""
     with explained(path), path.open("ab", buffering=0) as file:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from saefast.disk import sealed_tensors
-from saefast.disk.atomic import make_folder, remove_file, write_tensors
+from saefast.disk.atomic import make_folder, remove_tensors, write_tensors
 from saefast.disk.checksums import verifying
 from saefast.disk.tables import read_table, write_table
 from saefast.match.result import Matches, Proof
@@ -126,7 +126,7 @@ class Unfinished:
         """Discard the state and its file."""
         self.tensors = {}
         if self._file is not None:
-            remove_file(self._file)
+            remove_tensors(self._file)
 
 
 def _read(file: Path, about: str) -> dict[str, Tensor]:

@@ -241,3 +241,14 @@ def test_files_of_an_interrupted_pair_serve_only_this_pair(tmp_path, monkeypatch
         alone = saefast.match_features(*each, one_to_one=True, progress=False)
         assert found[0, 1].value == pytest.approx(alone.value, abs=1e-9)
         (tmp_path / "0-1.parquet").unlink()
+
+
+def test_the_folder_of_a_killed_write_is_removed(tmp_path, monkeypatch):
+    """Also if the process that resumes has no reason to write the file again."""
+    a, b = DICTIONARIES[0], DICTIONARIES[2]
+    scratch = tmp_path / "0-1.unfinished.part"
+    scratch.mkdir()
+    (scratch / ".tmpCJtWEy").touch()
+    monkeypatch.setattr(saved, "_EVERY", 1e9)
+    match_all([a, b], out=tmp_path, resume=True, one_to_one=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["0-1.parquet"]
