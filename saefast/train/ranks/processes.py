@@ -1,5 +1,6 @@
 """Ranks that are processes, connected by torch.distributed and started by torchrun."""
 
+import atexit
 import contextlib
 import math
 import os
@@ -159,6 +160,15 @@ def _connect(seconds: float) -> None:
         raise ConnectionError(
             f"the ranks did not find each other within {seconds:g} s, see {ENVIRONMENT}: {error}"
         ) from error
+    # Gloo's threads must have ended before the interpreter does: one that then releases a tensor
+    # needs the interpreter, which aborts the process.
+    atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    """End the default group with its threads, unless a failure has done so."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

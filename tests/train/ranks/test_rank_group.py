@@ -1,7 +1,11 @@
 """Exchanges of processes, seen from one that is alone in its group."""
 
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +44,30 @@ def test_a_rank_leaves_the_group_after_reporting_its_failure(rank: Torch) -> Non
     rank.fail(KeyboardInterrupt())
     assert not dist.is_initialized()
     rank.fail(ValueError("again"))  # the group has ended: nothing is sent
+
+
+ENDING = """
+import atexit
+import torch.distributed as dist
+atexit.register(lambda: print("at the end:", dist.is_initialized()))
+from saefast.train.ranks.processes import Torch
+Torch()
+print("before:", dist.is_initialized())
+"""
+
+
+def test_the_threads_of_the_group_end_before_the_interpreter(tmp_path: Path) -> None:
+    """One of them that releases a tensor later aborts the process, which depends on timing."""
+    one = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING],
+        cwd=tmp_path,
+        env=os.environ | one,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["before: True", "at the end: False"]
 
 
 @pytest.mark.parametrize(
