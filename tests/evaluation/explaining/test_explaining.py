@@ -43,8 +43,19 @@ class World(NamedTuple):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Make latents 0 to 15 fire on a token each, 16 to 31 as often at random, 32 never."""
-    folder = tmp_path_factory.mktemp("explain")
+    return planted_world(tmp_path_factory.mktemp("explain"))
+
+
+def planted_world(folder: Path, axes: torch.Tensor | None = None) -> World:
+    """Make latents 0 to 15 fire on a token each, 16 to 31 as often at random, 32 never.
+
+    Args:
+        folder: folder for the store.
+        axes: [33, 33] orthonormal rows, along which the activations lie; None: their coordinates.
+
+    Returns:
+        The world, with latents that read along the axes.
+    """
     text = token_text(folder / "text", write_text(folder / "text", CONTEXTS))
     pieces = [fold(piece) for piece in text.pieces(0, text.rows)]
     names, counts = np.unique(np.array(pieces, dtype=object), return_counts=True)
@@ -53,27 +64,24 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     generator = np.random.default_rng(0)
     noise = np.stack([generator.permutation(column) for column in fires.T], axis=1)
     planted_rows = np.concatenate([fires, noise, np.zeros((text.rows, 1), dtype=bool)], axis=1)
-    activations = planted_rows * generator.uniform(1, 2, planted_rows.shape)
+    activations = torch.from_numpy(planted_rows * generator.uniform(1, 2, planted_rows.shape))
+    axes = torch.eye(33) if axes is None else axes
     tokenizer = write_text(
-        folder / "store",
-        CONTEXTS,
-        activations=torch.from_numpy(activations).float(),
-        site="resid.2",
+        folder / "store", CONTEXTS, activations=activations.float() @ axes, site="resid.2"
     )
     model = LanguageModel(tiny_lm.llama().model, tokenizer)
     groups = {"stable": torch.arange(33) >= TOKENS, "unstable": torch.arange(33) < TOKENS}
-    return World(
-        model, folder / "store", coordinates(33), coordinates(33, torch.arange(33).flip(0)), groups
-    )
+    return World(model, folder / "store", reading_sae(axes), reading_sae(axes.flip(0)), groups)
 
 
-def coordinates(d: int, order: torch.Tensor | None = None) -> saefast.SAE:
-    """Return an SAE whose latents are the coordinates of its input, in a given order."""
-    sae = saefast.SAE(d, d, variant="relu", seed=0)
+def reading_sae(axes: torch.Tensor, *, bias: float = 0.0, scale: float = 1.0) -> saefast.SAE:
+    """Return an SAE whose latents read and write along orthonormal axes [m, d]."""
+    m, d = axes.shape
+    sae = saefast.SAE(d, m, variant="relu", seed=0)
     with torch.no_grad():
-        for weight in (sae.W_enc, sae.W_dec):
-            weight.copy_(torch.eye(d) if order is None else torch.eye(d)[order])
-        sae.b_enc.zero_()
+        sae.W_enc.copy_(axes * scale)
+        sae.W_dec.copy_(axes / scale)
+        sae.b_enc.fill_(bias * scale)
         sae.b_dec.zero_()
     return sae
 
@@ -102,6 +110,22 @@ def test_planted_tokens_are_explained_and_noise_is_not(world: World) -> None:
     assert found.overall("specificity", group="unstable").value > 0.35
     assert abs(found.overall("specificity", group="stable").value) < 0.1
     assert abs(found.overall("specificity", "scrambled").value) < 0.1
+
+
+def test_scales_of_latents_and_rotations_do_not_matter(world: World, tmp_path: Path) -> None:
+    # Rounding of rotated activations must not make a latent fire.
+    bias = -0.5
+    axes = torch.linalg.qr(torch.randn(33, 33, generator=torch.Generator().manual_seed(8)))[0]
+    turned = planted_world(tmp_path, axes)._replace(sae=reading_sae(axes, bias=bias))
+    plain, scaled = (
+        world._replace(sae=reading_sae(torch.eye(33), bias=bias, scale=scale)) for scale in (1, 4)
+    )
+    tables = [
+        str(explained(each, groups=world.groups).to_table().to_pylist())
+        for each in (plain, scaled, turned)
+    ]
+    assert tables[1] == tables[0]
+    assert tables[2] == tables[0]
 
 
 def test_surface_share_of_groups_is_compared_at_equal_rate(world: World) -> None:

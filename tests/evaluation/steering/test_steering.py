@@ -31,9 +31,17 @@ QUICK: dict[str, Any] = {
 }
 
 
+def axes(turned: bool) -> Tensor:
+    """Return the [WIDTH, WIDTH] orthonormal axes of the residual stream."""
+    if not turned:
+        return torch.eye(WIDTH)
+    generator = torch.Generator().manual_seed(7)
+    return torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator))[0]
+
+
 @cache
-def planted_model() -> LanguageModel:
-    """Return layers that add nothing; coordinate t of the residual stream is token t's logit."""
+def planted_model(*, turned: bool = False) -> LanguageModel:
+    """Return layers that add nothing; axis t of the residual stream is token t's logit."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -49,19 +57,18 @@ def planted_model() -> LanguageModel:
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
-    model.model.embed_tokens.weight.normal_()
-    model.lm_head.weight.zero_().fill_diagonal_(0.6)
+    model.model.embed_tokens.weight.copy_(torch.randn(VOCABULARY, WIDTH) @ axes(turned))
+    model.lm_head.weight.copy_(0.6 * axes(turned)[:VOCABULARY])
     return LanguageModel(model, tokenizer(), "planted")
 
 
-def planted_sae(first: int = 60) -> saefast.SAE:
-    """Return an SAE: latent j writes token first + j, and fires where its coordinate > 1.5."""
+def planted_sae(first: int = 60, *, turned: bool = False, scale: float = 1.0) -> saefast.SAE:
+    """Return an SAE: latent j writes token first + j, and fires where its coordinate > 1."""
     sae = saefast.SAE(WIDTH, 40, variant="relu", seed=0).requires_grad_(False)
-    rows = torch.zeros(40, WIDTH)
-    rows[torch.arange(40), first + torch.arange(40)] = 1
-    sae.W_dec.copy_(rows)
-    sae.W_enc.copy_(rows)
-    sae.b_enc.fill_(-1.0)
+    rows = axes(turned)[first : first + 40]
+    sae.W_dec.copy_(rows / scale)
+    sae.W_enc.copy_(rows * scale)
+    sae.b_enc.fill_(-scale)
     return sae
 
 
@@ -113,6 +120,28 @@ def test_differences_of_means_are_not_a_trivial_rival() -> None:
         if (score.measure, score.task) == (success.measure, "along diffmean")
     ]
     assert along.n == success.n
+
+
+def test_scales_of_latents_and_rotations_do_not_matter() -> None:
+    # Other directions are drawn, or are principal axes whose sign is arbitrary.
+    settings: dict[str, Any] = {"controls": ("mismatched", "minus"), "rules": RULES, **QUICK}
+    settings |= {"features": 8, "strengths": (3.0, 10.0)}
+    table, scaled, rotated = (
+        steer(planted_model(turned=turned), 0, sae, **settings).to_table().to_pylist()
+        for turned, sae in (
+            (False, planted_sae()),
+            (False, planted_sae(scale=4.0)),
+            (True, planted_sae(turned=True)),
+        )
+    )
+    assert str(scaled) == str(table)
+    assert len(rotated) == len(table)
+    for row, other in zip(table, rotated, strict=True):
+        # A planted direction raises one token; rounding chooses the next 19 of the input score.
+        if row["measure"] == "input score":
+            continue
+        for name in ("value", "low", "high", "floor", "rival_value"):
+            assert row[name] == pytest.approx(other[name], rel=1e-4, abs=1e-5, nan_ok=True), row
 
 
 def test_texts_that_are_not_fluent_do_not_succeed() -> None:
