@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
             env={**os.environ, "SAEFAST_TRUST": str(file)},
         ).returncode
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-    rows = _summed(rows, commit)
+    rows = summed(rows, commit)
     for row in rows:
         print(row)
     if chosen.json:
@@ -39,14 +39,16 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _summed(tests: list[dict[str, Any]], commit: str) -> list[dict[str, Any]]:
-    """Return a row for each campaign, the sum of those of its tests."""
+def summed(tests: Sequence[dict[str, Any]], commit: str) -> list[dict[str, Any]]:
+    """Return a row for each campaign without a failed test, the sum of the rows of its tests."""
     found: dict[str, dict[str, Any]] = {}
+    failed = {test["campaign"] for test in tests if test["failed"]}
     for test in tests:
-        row = found.setdefault(
-            test["campaign"],
-            {**test, "cases": 0, "outcomes": {}, "seconds": 0, "commit": commit},
-        )
+        campaign = test["campaign"]
+        if campaign in failed:
+            continue
+        begin = {"campaign": campaign, "cases": 0, "outcomes": {}, "seconds": 0, "commit": commit}
+        row = found.setdefault(campaign, begin)
         for name in ("cases", "seconds"):
             row[name] = round(row[name] + test[name], 1)
         for name, count in test["outcomes"].items():
