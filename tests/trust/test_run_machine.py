@@ -96,9 +96,9 @@ def machine(disk: FaultyDisk) -> type[RuleBasedStateMachine]:
 
         @rule()
         def write_beside_another_process(self) -> None:
-            # Without the records of stages, the stage of the training begins again.
-            finished = self.trains and (self.run / "stages.json").exists()
-            finished = finished and json.loads((self.run / "run.json").read_text())["finished"]
+            # The stage begins again if its record is missing, also if the training has finished.
+            records = self.run / "stages.json"
+            finished = records.exists() and "train" in json.loads(records.read_text())
             with Claim(self.run):
                 ended = run(self.folder, "train", self.changes)
             assert ended.error == (None if finished else "BlockingIOError"), ended.message
