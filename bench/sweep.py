@@ -1,4 +1,4 @@
-"""sweep: time of a sweep beside that of its trainings, and a model of many machines.
+"""sweep: time of a sweep beside the time of its trainings, and a model of many machines.
 
 Rows of the rival "model" are computed, not measured: `bench.sweep_model` with the measured costs.
 """
@@ -70,7 +70,7 @@ def _sweep(shape: Shape) -> Sweep:
 
 
 def _measured(sweep: Sweep, out: Path, processes: int) -> dict[str, Any]:
-    """Run the sweep and return its time, and that of the stages of its cells."""
+    """Run the sweep and return its time, and the time of the stages of its cells."""
     tasks: list[str] = []
     begun, driver = time.perf_counter(), time.process_time()
     outcome = run_sweep(sweep, out, until=_UNTIL, processes=processes, tell=tasks.append)
@@ -135,7 +135,7 @@ def _costs(sweep: Sweep, folder: SweepFolder, row: dict[str, Any], rounds: int) 
     more = len(sweep.cells) - _FEW
     per_cell = (tables[len(sweep.cells)] - tables[_FEW]) / more
     start = first - sorted(others)[rounds // 2]
-    # What a process did beside stages, start and table: files of a cell, its intervals, waiting.
+    # Time of a process beside stages, start and table: files of a cell, its intervals, waiting.
     overhead = row["overhead_ms_per_cell"] * row["cells"] / 1e3
     return Costs(
         start=start,

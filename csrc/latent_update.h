@@ -97,8 +97,8 @@ struct UpdateArgs {
   // kLatentsPerTask latents; or null.
   Compute* input_grad_parts;
   int64_t* fired;  // [m] output: number of tokens on which the latent's value is not zero
-  // [m] the squared norm of each latent's gradients is added to them: first that of W_dec, then of
-  // W_enc, then of the bias. If not null, nothing is updated.
+  // [m] the squared norm of each latent's gradients is added to them: first W_dec's, then W_enc's,
+  // then the bias's. If not null, nothing is updated.
   double* squares;
   // Null, or room for d_out + d + 1 numbers for each latent: with `squares` the gradients are
   // stored there; without, they are those that a call with the same operands has stored, and are

@@ -27,7 +27,7 @@ def first_bit(path: Path, tensor: str) -> int:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder like that of a sweep: a table, and two cells with runs and a store."""
+    """Return a folder like a sweep's: a table, and two cells with runs and a store."""
     folder = tmp_path_factory.mktemp("sweep")
     rows = torch.randn(600, 8, generator=torch.Generator().manual_seed(0))
     config = saefast.TrainConfig(latents=16, k=2, seeds=(0, 1), tokens=600, batch_size=100)

@@ -125,7 +125,7 @@ def _code_of(contest: Contest, variant: str) -> tuple[Tensor, Tensor]:
 
 
 def is_near(contest: Contest, values: Tensor, indices: Tensor, squares: Tensor) -> bool:
-    """Return whether the error is that of a code; rounded scores may select other latents."""
+    """Return whether the error fits a code; rounded scores may select other latents."""
     weights = contest.weights
     out = torch.nn.functional.embedding_bag(
         indices, weights.w_dec, per_sample_weights=values, mode="sum"

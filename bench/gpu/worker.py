@@ -100,7 +100,7 @@ def work(items: Iterator[Item], skip: int, write: Callable[..., None]) -> int:
         try:
             for row in item.run():
                 write(**{"fact" if item.is_fact else "row": row})
-        # Whatever one item raises, the next ones are done.
+        # An error of one item, of any kind, must not prevent the next ones.
         except Exception as error:
             traceback.print_exc()
             raised = error_line(error)

@@ -2,7 +2,7 @@
 
 Tensors on torch's `meta` device have shapes, dtypes and alignments, but no data. Inside `on` they
 pass for CUDA tensors: the ops of saefast take their GPU path, and Triton, which asks a driver for
-the architecture to compile for, gets that of the pretended GPU.
+the architecture to compile for, gets the pretended GPU's.
 """
 
 import importlib

@@ -41,8 +41,8 @@ def measures(data: RunData) -> dict[str, Interval]:
 
     Returns:
         Intervals by name. `GROUP_lead` is the explained variance with a group of features alone,
-        less that of random ones with equal activation mass; `GROUP_beyond_NULL` the overlap of the
-        subspaces of a group, less that of a null.
+        minus the value of random ones with equal activation mass; `GROUP_beyond_NULL` the overlap
+        of the subspaces of a group, minus the overlap of a null.
     """
     parts: tuple[Callable[[RunData], Iterator[tuple[str, Interval]]], ...] = (
         _training,

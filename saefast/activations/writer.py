@@ -35,8 +35,8 @@ class StoreWriter:
         dtype: dtype in which rows are stored.
         rows_per_shard: number of rows in a shard, one of which is held in memory; None: 256 MiB of
             them.
-        metadata: any JSON value that describes the origin of the activations; None: {}, or that of
-            the store that is resumed.
+        metadata: any JSON value that describes the origin of the activations; None: {}, or the
+            metadata of the store that is resumed.
         resume: continue an existing store; False: an existing one is an error.
     """
 

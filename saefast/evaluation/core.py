@@ -33,7 +33,7 @@ CONVENTIONS = {
     "explained variance": "1 - sum of squared errors / sum of squared distances to the mean "
     "activation, over all rows; that mean is the floor, 0",
     "L0": "active latents per row",
-    "length ratio": "length of the reconstruction over that of the row, mean over rows",
+    "length ratio": "length of the reconstruction over the length of the row, mean over rows",
     "relative bias": "sum of |x'|^2 / sum of <x, x'>, with x' the reconstruction of x; 1 is none",
     "cosine": "cosine of row and reconstruction, mean over rows",
     PRIMARY: "(CE_zero - CE) / (CE_zero - CE_undisturbed), CE of the next token; floor: zeros in "

@@ -101,7 +101,7 @@ def _read_zip(path: Path, allow_pickle: bool, verify: bool) -> Contents:
 
 
 def _part_of(path: Path, member: str, archive: Archive) -> str:
-    """Return the name of the tensor that a member of an archive holds, or that of the member."""
+    """Return the name of the tensor that a member of an archive holds, or the member's name."""
     if archive.pickled is None:
         return member.removesuffix(".npy")
     number = re.fullmatch(r".*/data/(\d+)", member)

@@ -1,4 +1,4 @@
-"""Where an SAE is that the user names: a path, a repository of the hub, or a release of SAELens."""
+"""Location of an SAE by name: a path, a repository of the hub, or a release of SAELens."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -14,7 +14,7 @@ from saefast.lm.sites import Site, main_tensor, with_main_tensor
 class Suffix:
     """Logits for other activations at a site, of the contexts that were last passed to `begin`.
 
-    `begin` computes the layers before that of the site; later calls return their stored outputs. If
+    `begin` computes the layers before the site's layer; later calls return their stored outputs. If
     a site is in no layer, the whole model runs every time.
     """
 
@@ -110,7 +110,7 @@ class Suffix:
         contexts: Tensor,
         before: Callable[[Any, Tensor], Any],
     ) -> Tensor:
-        """Run the rest; `before` answers for the last layer before that of the site."""
+        """Run the rest; `before` answers for the last layer before the site's layer."""
 
         def replaced(output: Any, *_inputs: Any) -> Any:
             like = self._main(output)

@@ -13,8 +13,8 @@ from saefast.lm.sites import layer_list
 def unembed(model: LanguageModel, directions: Tensor) -> Tensor:
     """Return the logits [n, vocabulary] of directions [n, d] after the model's last norm.
 
-    The last norm is the module beside the list of layers with "norm" in the name of its type, that
-    of embeddings excepted; without one, directions are multiplied as they are.
+    The last norm is the module beside the list of layers with "norm" in the name of its type,
+    except a norm of embeddings; without one, directions are multiplied as they are.
 
     Args:
         model: model from `load_model`.

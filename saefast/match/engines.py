@@ -86,7 +86,7 @@ class Faiss(NamedTuple):
     def prepare(self, block: Tensor, price: Tensor | None) -> Find:
         """Return a search of the block: float32 scores select candidates, float64 orders them.
 
-        With prices it is that of `Encode`.
+        With prices, `Encode` searches.
         """
         if price is not None:
             return Encode(self.absolute).prepare(block, price)

@@ -90,7 +90,7 @@ class MatchPlan:
     pairs_per_second: float
     """rate of comparing pairs of features, measured on this machine at this width"""
     seconds: float
-    """time of the neighbour search; a one-to-one matching adds a few times that of a sort"""
+    """time of the neighbour search; a one-to-one matching adds a few times the time of a sort"""
 
     def to_table(self) -> "pa.Table":
         """Return the plan as a pyarrow table with one row."""

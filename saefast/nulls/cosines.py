@@ -94,7 +94,7 @@ class BestOfRandom:
         """Compute the expected best similarity, which is the null of means of largest cosines."""
         if self.n == 0:
             return 0.0
-        # The angle has a smooth density where that of the cosine has infinite slopes (d = 2, 3).
+        # The angle has a smooth density where the cosine's has infinite slopes (d = 2, 3).
         # Between the quantiles at 1e-16 and 1 - 1e-16, Gaussian quadrature is exact to rounding.
         least, most = self.quantile(1e-16), self.quantile(1 - 1e-16)
         nodes, weights = _gauss()
@@ -156,8 +156,8 @@ def _matched_share(expected: Floats, ratio: float) -> Floats:
     """Compute for each bin of similarity the share of its pairs that the optimal matching contains.
 
     `expected` is the expected number of a row's cosines in each bin, `ratio` the number of rows
-    divided by that of columns, at most 1. The unit of cosines and worths is the width of a bin:
-    cosines are 0 to n - 1, the worth y of a column 0 to n, the worth x of a row -n to n - 1.
+    divided by the number of columns, at most 1. The unit of cosines and worths is the width of a
+    bin: cosines are 0 to n - 1, the worth y of a column 0 to n, the worth x of a row -n to n - 1.
 
     Returns:
         Share for each bin.

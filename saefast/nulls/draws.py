@@ -50,7 +50,7 @@ def size_matched(mask: Tensor, mass: Tensor, seed: int, draw: int) -> Tensor:
 
 
 def mass_matched(mask: Tensor, mass: Tensor, seed: int, draw: int) -> Tensor:
-    """Draw random features whose activation masses sum to that of the mask, [m] bool.
+    """Draw random features whose total activation mass equals the mask's, [m] bool.
 
     Features are added in random order, except those that would exceed the sum. So the sum falls
     short by less than the mass of any feature that was left out.

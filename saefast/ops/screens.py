@@ -43,7 +43,7 @@ def usable_screens() -> list[Screen]:
 
 
 def best_screen() -> Screen:
-    """Return the screen for exact encodes: that of the environment, or the fastest measured."""
+    """Return the screen for exact encodes: set by the environment, or the fastest measured."""
     chosen = os.environ.get(ENVIRONMENT, "auto")
     if chosen == "auto":
         return measure_screens().best

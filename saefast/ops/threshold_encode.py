@@ -41,8 +41,8 @@ def threshold_encode(
         bias: [m]; -infinity masks a latent. None adds nothing.
         threshold: [m], or one number for all latents: 0 for ReLU, the smallest value kept in
             training for BatchTopK. A latent is active if its score is strictly above its threshold,
-            and never if the threshold is infinity. A tensor must have the dtype of scores: that of
-            weight, or float32 for a bfloat16 weight; a Python number is rounded to it.
+            and never if the threshold is infinity. A tensor must have the dtype of scores: weight's
+            own, or float32 for a bfloat16 weight; a Python number is rounded to it.
         width: maximum number of latents per row, from 1 to m; the largest scores are returned.
         scale: [m] factors of the scores, such as the norms of decoder rows. None: ones.
         precision: "exact" compares scores in the dtype of x (float32 for bfloat16). "bf16" rounds

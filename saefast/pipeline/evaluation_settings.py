@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 RULES, EMBEDDING, LOCAL = "rules", "embedding", "local:"
-"""Names of judges; that of a language model begins with `LOCAL`, all others are endpoints"""
+"""Names of judges; a language model's name begins with `LOCAL`, all others are endpoints"""
 
 Budget = Literal["quick", "full"]
 T = TypeVar("T")

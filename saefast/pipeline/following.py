@@ -13,7 +13,7 @@ _TRAIN, _END = "train", "end"
 
 
 def check_ranks(ranks: Ranks, job: Job, wanted: set[str]) -> None:
-    """Raise a ValueError if stages are wanted that take long and that one process computes."""
+    """Raise a ValueError if stages are wanted that several processes cannot divide."""
     if ranks.size > 1 and (
         not wanted <= {"harvest", "train"} or not isinstance(job.settings.data, StoreSettings)
     ):

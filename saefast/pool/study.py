@@ -56,7 +56,7 @@ class Outcome:
     match_share_error: float
     """standard error of `match_share`, from the number of latents"""
     pw_mcc_error: float
-    """standard error of `pw_mcc`; that of explained variance is far below any margin"""
+    """standard error of `pw_mcc`; the error of explained variance is far below any margin"""
 
 
 @dataclass(frozen=True, kw_only=True)

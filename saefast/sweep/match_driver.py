@@ -49,7 +49,7 @@ def match_by_processes(
             jobs that write to the same folder; None: all pairs.
         resume: whether to keep pairs in `out`, as for `match_all`.
         progress: whether to show a progress bar on stderr.
-        options: options of `match_features`. `memory` is that of each process.
+        options: options of `match_features`. `memory` holds for each process.
 
     Returns:
         Path of each pair's file, in the order of the pairs.

@@ -70,7 +70,8 @@ class Speeds:
     def later(self, cell: Cell, until: str) -> float:
         """Return the seconds of the stages statistics, match, pool and evaluate up to `until`.
 
-        A pass over rows takes a third of the time of training steps, pooling that of its trainings.
+        A pass over rows is assumed to take a third of the time of training steps, and pooling the
+        time of its trainings.
         """
         settings, config = cell.settings, cell.settings.train
         seeds = len(config.seeds)

@@ -167,7 +167,7 @@ class Learner:
         return optimizer.square_of_weights(self.sae, side)
 
     def _vectors(self, gradients: Mapping[str, Tensor], input_grad_sum: Tensor) -> list[Vector]:
-        """Pair vectors with gradients; that of a centred b_dec includes the encoder's inputs."""
+        """Pair vectors with gradients; a centred b_dec's gradient includes the encoder's inputs."""
         return self.adam.vectors(gradients, input_grad_sum if self.sae.centred else None)
 
     def _update(

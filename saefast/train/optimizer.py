@@ -80,7 +80,7 @@ class Adam:
         return reference.adam_rates(self.lr, self.steps, *self._rules.betas)
 
     def vectors(self, gradients: Mapping[str, Tensor], b_dec_minus: Tensor | None) -> list[Vector]:
-        """Pair parameters with their gradients; `b_dec_minus` is subtracted from that of b_dec.
+        """Pair parameters with their gradients; `b_dec_minus` is subtracted from b_dec's gradient.
 
         b_dec comes first.
 

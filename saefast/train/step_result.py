@@ -1,4 +1,4 @@
-"""Define the result of a training step."""
+"""Result of a training step."""
 
 from dataclasses import dataclass
 

@@ -118,7 +118,7 @@ def test_steering_uses_an_able_judge(run: Path, capsys: pytest.CaptureFixture[st
     assert settings_of(run).evaluate.explain == before.evaluate.explain
     noise = read_json(run / EVALUATIONS / "steer.json")["noise"]
     assert all(value > 0 for value in noise.values())
-    assert len(noise) == 1  # that of the primary measure
+    assert len(noise) == 1  # the primary measure's
 
 
 def test_steering_leaves_out_an_unable_judge(run: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from helpers.faulty_disk import Call
 
 CASES = ("flushed", "last", "all")
-"""Names that are on disk: the flushed ones; besides them that of the last call; all"""
+"""Names that are on disk: the flushed ones; these and the last call's; all"""
 
 
 @dataclass(eq=False)

@@ -61,7 +61,7 @@ def assert_ranks_equal_one_process(
                 assert mine.code is right.code
                 continue
             for part, whole in zip(mine.code, right.code, strict=True):
-                # The code of one process has the capacity of a row, that of ranks what is used.
+                # The code of one process is as wide as a row may be, the code of ranks as is used.
                 assert_same_bits(part, whole[:, : part.shape[1]].contiguous())
                 assert not whole[:, part.shape[1] :].any()
 

@@ -275,7 +275,7 @@ class Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Record outputs whose memory is not that of an input."""
+        """Record outputs that do not share the memory of an input."""
         result = function(*args, **(kwargs or {}))
         tensors = torch.utils._pytree.tree_leaves((args, kwargs))
         known = {_memory(tensor) for tensor in tensors if isinstance(tensor, Tensor)}

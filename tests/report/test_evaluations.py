@@ -142,7 +142,7 @@ def test_every_point_of_the_scatter_is_a_feature(run: Path) -> None:
     for row in table:
         row["rule_score"] = row["rule_score"] if np.isfinite(row["steer_specificity"]) else np.nan
     add_columns(run / FEATURES, {"rule_score": [row["rule_score"] for row in table]})
-    words = "detection above that of another explanation"
+    words = "detection above the detection by another explanation"
     assert scatter(run) == expected("steer_specificity", words)
 
 

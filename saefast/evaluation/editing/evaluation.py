@@ -108,8 +108,8 @@ def edit(
         least: least number of entities for which the model must know two attributes; attributes
             with fewer have no scores.
         repeats: number of repetitions with other splits and pairs, whose spread is the noise; 1:
-            the noise is estimated by resampling the test entities, which leaves out that of the
-            choice of latents.
+            the noise is estimated by resampling the test entities, which leaves out the noise of
+            the choice of latents.
         batch_size: number of whole prompts in one forward pass, and of pairs in a step of a trained
             mask. More prompts are run at once where tokens before the entity need not be run again.
         seed: seed of splits, pairs and random latents.

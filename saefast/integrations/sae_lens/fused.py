@@ -98,7 +98,7 @@ class FusedTraining(Fused):
     def _other_losses(
         self, step_input: TrainStepInput, code: codes.Code, hidden_pre: PreActivations
     ) -> dict[str, Tensor] | None:
-        """Return the losses besides that of the reconstruction; None: those of SAELens's method."""
+        """Return the losses besides the reconstruction's; None: SAELens's method computes them."""
         return None
 
     def _after(self: Any, output: TrainStepOutput, code: codes.Code) -> None:

@@ -28,7 +28,7 @@ SECTION = "Evaluations"
 
 _LONGEST_NAME = 18
 _SCORES = {
-    "steer_specificity": "detection above that of another explanation",
+    "steer_specificity": "detection above the detection by another explanation",
     "rule_score": "balanced accuracy of the rule",
 }
 """Columns of scores of explanations, of which the first with the most features is drawn."""

@@ -267,7 +267,7 @@ def surface_form(data: RunData) -> Figure:
 
 
 def _members(data: RunData, seed: int, features: NDArray[Any], cells: NDArray[Any]) -> NDArray[Any]:
-    """Return the cell of each feature alive, -1 for those of other SAEs than that of `seed`."""
+    """Return the cell of each feature alive, -1 in SAEs of other seeds than `seed`."""
     own = np.flatnonzero(data.alive("seed") == seed)
     by_feature = dict(zip(features.tolist(), cells.tolist(), strict=True))
     members = np.full(len(data.alive("seed")), -1)

@@ -18,7 +18,7 @@ class Figure(NamedTuple):
     caption: str
     """content of the drawing and how to read it"""
     alt: str
-    """alternative text: the content of the drawing in words, beyond that of the reading"""
+    """alternative text: the content of the drawing in words, beyond what the reading says"""
     svg: str
     reading: str
     """one sentence: the result that this run's drawing shows"""

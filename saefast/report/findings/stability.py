@@ -60,7 +60,7 @@ def stable_share(data: RunData) -> Iterator[Finding]:
 
 
 def _recur_beyond_chance(data: RunData) -> list[bool]:
-    """Return for each SAE whether its mean score lies beyond that of random directions."""
+    """Return for each SAE whether its mean score exceeds the score of random directions."""
     assert data.stability
     chance = float(np.mean(data.stability.chance))
     seed, score = data.alive("seed"), data.alive("score")
@@ -184,7 +184,7 @@ def contributions(data: RunData) -> Iterator[Finding]:
 
 
 def _beyond_random(rows: Rows) -> str:
-    """Return whether contributions agree more than those of random features in every pair."""
+    """Return whether a group's contributions agree more than random features' in every pair."""
     significant = [row["r2_p"] is not None and row["r2_p"] <= _SIGNIFICANT for row in rows]
     verdict = in_all(significant)
     # With few draws no p-value can be small.

@@ -92,7 +92,7 @@ def _beside_random(
 
     Args:
         own: explained variance of the group by SAE.
-        random: that of random features.
+        random: explained variance of random features by SAE.
         claimed: "more" or "less": the claim about the group.
 
     Returns:

@@ -27,7 +27,7 @@ _NULL_WIDTH = 0.4
 
 
 def link_of(cell: CellRow) -> str:
-    """Return the address of a cell's report relative to that of the sweep; empty if none."""
+    """Return the address of a cell's report relative to the sweep's report; empty if none."""
     return f"{CELLS}/{quote(cell.name)}/{REPORT}" if cell.row.get("report") else ""
 
 

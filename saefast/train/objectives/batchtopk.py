@@ -73,7 +73,7 @@ class BatchTopK:
         return of_listed(encoder, encoded.code, target)
 
     def _learn(self, sae: SAE, encoded: Encoded, now: Current) -> None:
-        """Update the SAE's threshold by that of the batch, and guess the threshold of the next."""
+        """Update the SAE's threshold by the batch's threshold, and guess the next one."""
         threshold, counts = encoded.threshold, encoded.counts
         assert threshold is not None
         assert counts is not None
