@@ -76,8 +76,8 @@ def caption() -> str:
     )
     return (
         "Median times and multiples of saefast's; (d, m, k, n) above each column. saefast selects "
-        "the exact top k with its default settings, on the H100 with clipping and AuxK, captured; "
-        "there the others run in bfloat16. CPU: "
+        "the exact top k with its default settings, on the H100 with clipping and AuxK, as a CUDA "
+        "graph; there the others run in bfloat16. CPU: "
         f"{cpu['machine']['cpu']}, {cpu['machine']['threads']} threads, torch "
         f"{versions['torch']}, {peers}; commits {cpu['commit']} and {gpu['commit']}, "
         f"the others on the H100 {others}."
