@@ -75,9 +75,9 @@ def caption() -> str:
         )
     )
     return (
-        "Median times and multiples of saefast's; (d, m, k, n) above each column. saefast selects "
-        "the exact top k with its default settings, on the H100 with clipping and AuxK, as a CUDA "
-        "graph; there the others run in bfloat16. CPU: "
+        "Median times and multiples of saefast's; above each column (d, m, k, n): width, latents, "
+        "active latents, rows. saefast selects the exact top k with its default settings, on the "
+        "H100 with clipping and AuxK, as a CUDA graph; there the others run in bfloat16. CPU: "
         f"{cpu['machine']['cpu']}, {cpu['machine']['threads']} threads, torch "
         f"{versions['torch']}, {peers}; commits {cpu['commit']} and {gpu['commit']}, "
         f"the others on the H100 {others}."

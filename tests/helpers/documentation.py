@@ -21,7 +21,7 @@ PUBLIC_PACKAGES: tuple[str, ...] = ast.literal_eval(
 """Packages whose `__all__` lists public names, as the documentation lists them"""
 
 _BLOCK = re.compile(
-    r"(?:^<!-- not run: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<code>.*?)^```$",
+    r"(?:^<!-- run smaller: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -33,11 +33,11 @@ class Block:
     language: str
     code: str
     reason: str | None
-    """why it is not run; None: it is"""
+    """why tests run it with stand-ins; None: they run it as it is"""
 
 
 def blocks(page: Path, language: str) -> list[Block]:
-    """Return the blocks of a page that are marked with this language."""
+    """Return the blocks of a page that are marked with this language; "" for none."""
     return [
         Block(language, found["code"], found["reason"])
         for found in _BLOCK.finditer(page.read_text())

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
 
 TOKEN = "hf_token_that_may_write"
 
@@ -84,6 +87,16 @@ def serving() -> Iterator[Hub]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def register_releases(folder: Path, registry: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a package sae_lens in a folder that holds a registry, and fails if it is imported."""
+    package = folder / "sae_lens"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    (package / "pretrained_saes.yaml").write_text(registry)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "sae_lens", raising=False)
 
 
 class _Answer(Exception):

@@ -4,12 +4,11 @@ tests/peers compares with the registry and the loader of SAELens itself.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.hub_server import Hub
+from helpers.hub_server import Hub, register_releases
 from safetensors.torch import save_file
 
 import saefast
@@ -45,18 +44,11 @@ small-goodfire:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a package sae_lens that holds a registry, and fails if it is imported."""
-    package = tmp_path / "site" / "sae_lens"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("raise RuntimeError('imported')")
-    (package / "pretrained_saes.yaml").write_text(REGISTRY)
-    monkeypatch.syspath_prepend(str(package.parent))
-    monkeypatch.delitem(sys.modules, "sae_lens", raising=False)
-    return package
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_releases(tmp_path / "site", REGISTRY, monkeypatch)
 
 
-def test_an_sae_of_a_release_is_loaded(hub: Hub, registry: Path, tmp_path: Path) -> None:
+def test_an_sae_of_a_release_is_loaded(hub: Hub, registry: None, tmp_path: Path) -> None:
     """Settings and factor of the registry count: only there SAELens keeps them for old SAEs."""
     torch.manual_seed(0)
     tensors = {"W_enc": torch.randn(6, 9), "W_dec": torch.randn(9, 6), "b_enc": torch.randn(9)}
@@ -73,7 +65,7 @@ def test_an_sae_of_a_release_is_loaded(hub: Hub, registry: Path, tmp_path: Path)
     torch.testing.assert_close(sae(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_name_of_a_repository_gives_k(hub: Hub, registry: Path, tmp_path: Path) -> None:
+def test_the_name_of_a_repository_gives_k(hub: Hub, registry: None, tmp_path: Path) -> None:
     sae = saefast.SAE(6, 20, k=3, seed=1, centred=False)
     contents = {"W_enc": sae.W_enc, "W_dec": sae.W_dec.T, "b_enc": sae.b_enc, "b_dec": sae.b_dec}
     (tmp_path / "files").mkdir()
@@ -84,7 +76,7 @@ def test_the_name_of_a_repository_gives_k(hub: Hub, registry: Path, tmp_path: Pa
     assert (found.k, found.m) == (3, 20)
 
 
-def test_errors_list_the_names(hub: Hub, registry: Path) -> None:
+def test_errors_list_the_names(hub: Hub, registry: None) -> None:
     ids = "'blocks.1.hook_resid_pre', 'blocks.0.hook_resid_pre'"
     with pytest.raises(ValueError, match=f"'small-res', such as {ids}, got 'blocks.1.hook'"):
         saefast.load_sae("small-res", sae_id="blocks.1.hook")
