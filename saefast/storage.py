@@ -1,10 +1,5 @@
 """Load, save and convert SAEs in any supported format, and memory-map their features."""
 
-import contextlib
-import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -12,15 +7,14 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.dictionary import Dictionary
-from saefast.disk.atomic import PART, explained, make_folder, move, write_tensors
-from saefast.disk.lock import Claim
+from saefast.disk.atomic import make_folder, write_tensors
 from saefast.formats import FORMATS, format_of, sae_lens
-from saefast.formats.source import beside_sae, find, weights_in
-from saefast.formats.weights import SAEWeights, weights_of
+from saefast.formats.replacing import write_sae
+from saefast.formats.sae_folders import saes_at
+from saefast.formats.source import find
+from saefast.formats.weights import weights_of
 from saefast.hub.locate import open_sae
 from saefast.sae import SAE
-
-_OLD = "old"
 
 
 def load_sae(
@@ -109,7 +103,7 @@ def save_sae(sae: SAE, path: str | Path, format: str = "sae_lens") -> Path:
     """
     if not isinstance(sae, SAE):
         raise TypeError(f"sae must be a saefast.SAE, got {type(sae).__name__}")
-    return _write(weights_of(sae), Path(path), format)
+    return write_sae(weights_of(sae), Path(path), format)
 
 
 def save_into(folder: Path, sae: SAE, write_weights: sae_lens.WriteTensors = write_tensors) -> None:
@@ -170,7 +164,7 @@ def convert(
         revision=revision,
         sae_id=sae_id,
     )
-    return _write(weights_of(sae), Path(dst), to)
+    return write_sae(weights_of(sae), Path(dst), to)
 
 
 def _check_settings(format: str, k: int | None, threshold: float | None) -> None:
@@ -179,82 +173,6 @@ def _check_settings(format: str, k: int | None, threshold: float | None) -> None
         checks.whole("k", k)
     if threshold is not None:
         checks.at_least("threshold", threshold, 0)
-
-
-def _write(parts: SAEWeights, path: Path, format: str) -> Path:
-    checks.one_of("format", format, tuple(FORMATS))
-    writer = FORMATS[format]
-    one_file = writer.FILE is not None and path.suffix == Path(writer.FILE).suffix
-    if not one_file:
-        _may_be_replaced(path)
-    make_folder(path.parent)
-    with _room_beside(path) as room:
-        with explained(path):
-            new = Path(tempfile.mkdtemp(dir=room))
-        writer.write(parts, new)
-        if writer.FILE is not None and one_file:
-            move(new / writer.FILE, path)
-            return path
-        with explained(path):
-            new.chmod(0o755)
-        try:
-            if path.exists():
-                move(path, room / _OLD)
-            move(new, path)
-        finally:
-            _bring_back(room, path)
-    return path
-
-
-def _may_be_replaced(path: Path) -> None:
-    """Raise a FileExistsError unless `path` is free or holds an SAE and nothing else."""
-    if path.is_dir():
-        own = {module.FILE for module in FORMATS.values()}
-        names = ", ".join(
-            [each for each in beside_sae(path) if each.removesuffix(PART) not in own][:8]
-        )
-        problem = f"holds {names}" if names else ""
-    else:
-        problem = "is a file" if path.exists() else ""
-    if problem:
-        raise FileExistsError(
-            f"path must be a new folder or hold only an SAE, which is replaced, but {path} "
-            f"{problem}; choose another path"
-        )
-
-
-@contextlib.contextmanager
-def _room_beside(path: Path) -> Iterator[Path]:
-    """Provide a temporary folder beside `path`, which is removed at the end.
-
-    Its name is fixed, so that the next call removes what a killed process left; it is locked, so
-    that no process removes files that another one is writing.
-
-    Yields:
-        The folder.
-    """
-    room = path.with_name(f".{path.name}{PART}")
-    with Claim(room):
-        _bring_back(room, path)
-        # A killed process, or a disk that allowed no removal, may have left the replaced SAE here.
-        shutil.rmtree(room / _OLD, ignore_errors=True)
-        try:
-            yield room
-        finally:
-            if path.exists() or not (room / _OLD).exists():  # else it has the only copy
-                shutil.rmtree(room, ignore_errors=True)
-
-
-def _bring_back(room: Path, path: Path) -> None:
-    """Restore the old SAE at `path` if it was moved away and not replaced."""
-    if (room / _OLD).exists() and not path.exists():
-        try:
-            move(room / _OLD, path)
-        except OSError as error:
-            if path.exists():
-                raise
-            where = f"the earlier SAE is in {room / _OLD} until it is saved again"
-            raise OSError(error.errno, f"{error.strerror}; {where}", str(path)) from error
 
 
 def load_dictionaries(
@@ -318,30 +236,3 @@ def _dictionary(
 
 def _usable(values: Tensor) -> Tensor:
     return values if values.dtype in checks.DTYPES else values.to(torch.float32)
-
-
-def saes_at(path: Path) -> list[Path]:
-    """Return the SAE at a path, or those in a folder that holds some, in the order of numbers."""
-    if not path.is_dir() or _holds_sae(path):
-        return [path]
-    folders = sorted((p for p in path.iterdir() if p.is_dir() and p.name[0] != "."), key=_numbers)
-    saes = [folder for folder in folders if _holds_sae(folder)]
-    seeds = [folder for folder in saes if re.fullmatch(r"seed-?\d+", folder.name)]
-    if seeds or saes:
-        return seeds or saes  # a run may hold SAEs derived from its seeds, such as a pooled one
-    deeper = [f for f in folders if any(_holds_sae(g) for g in f.iterdir() if g.is_dir())]
-    hint = f"; give one of its folders: {', '.join(f.name for f in deeper[:8])}" if deeper else ""
-    raise FileNotFoundError(f"{path} holds no SAE, nor do the folders in it{hint}")
-
-
-def _holds_sae(folder: Path) -> bool:
-    try:
-        return weights_in(folder) is not None
-    except ValueError:
-        return False  # several files of tensors, such as an activation store
-
-
-def _numbers(path: Path) -> list[tuple[int, str]]:
-    """Return a sort key that orders names by the numbers in them."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

@@ -160,8 +160,9 @@ def push(
         to: Format to write, as for saefast convert.
         private: Create a new repository as a private one.
     """
+    from saefast.formats.sae_folders import saes_at
     from saefast.hub import push_to_hub
-    from saefast.storage import load_sae, saes_at
+    from saefast.storage import load_sae
 
     saes = saes_at(source)
     commits = []

@@ -7,8 +7,9 @@ from pathlib import Path
 from saefast.disk.tables import read_json
 from saefast.evaluation.conditions import CONDITIONS, DIFFMEAN, MDAS, Condition
 from saefast.evaluation.scores import TRAINED
+from saefast.formats.sae_folders import saes_at
 from saefast.run_folder import SETTINGS
-from saefast.storage import load_sae, saes_at
+from saefast.storage import load_sae
 from saefast.train.checkpoint import RunFile
 
 

@@ -8,9 +8,10 @@ from typing import Unpack
 
 from saefast.dictionary import Dictionary
 from saefast.disk.lock import Claim
+from saefast.formats.sae_folders import saes_at
 from saefast.match.all_pairs import pair_file, refuse_pairs
 from saefast.match.features import Matching, MatchOptions, pairs_bar
-from saefast.storage import load_dictionaries, saes_at
+from saefast.storage import load_dictionaries
 from saefast.sweep.match_tasks import (
     MATCH_TILE,
     MatchTile,
