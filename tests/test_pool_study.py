@@ -18,7 +18,8 @@ from saefast import (
     train_saes,
 )
 from saefast.evaluation.reconstruction import Reconstruction
-from saefast.pool.study import MethodResult, Outcome, PoolingStudy, _outcome
+from saefast.pool.results import MethodResult, Outcome, PoolingStudy
+from saefast.pool.study import _outcome
 from saefast.synthetic import PlantedWorld
 
 
