@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,9 +19,6 @@ from saefast.sae import SAE, UP_TO_SIGN
 from saefast.train.checkpoint import RUN
 from saefast.train.config import TrainConfig
 from saefast.train.train import train_saes
-
-if TYPE_CHECKING:
-    pass
 
 
 def evaluate_pooling(

@@ -1,28 +1,28 @@
 """Stability scores: the probability that an SAE of another seed has the same feature."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import permutations
-from typing import Any, Literal, Unpack
+from typing import Literal, Unpack
 
 import torch
 from torch import Tensor
 
-from saefast import checks
-from saefast.dictionary import SIDES, Dictionary, Features, as_dictionaries
+from saefast.dictionary import Features, as_dictionaries
 from saefast.match.all_pairs import match_all
 from saefast.match.features import SearchOptions
-from saefast.match.result import Matches
 from saefast.nulls.beta import beta_quantile
 from saefast.nulls.cosines import BestOfRandom
 from saefast.stability.groups import check_cuts, is_stable, is_unstable
+from saefast.stability.inputs import (
+    PairMatches,
+    check_arguments,
+    check_pairs,
+    check_threshold,
+    given_matches,
+    with_alive,
+)
 from saefast.stability.result import CURVE, Stability, StabilityRule
-
-MATCHES = ("nearest", "mutual", "one_to_one")
-
-PairMatches = Mapping[tuple[int, int], Matches]
-"""Result of `match_all`: [s, t] holds the partners of the features of s among those of t"""
 
 _NULL_SHARE = 0.999
 
@@ -71,10 +71,10 @@ def score_stability(
         Scores with Jeffreys intervals: quantiles of Beta(1/2 + hits, 1/2 + misses), extended to 0
         without hits and to 1 without misses, so that an interval always contains the score.
     """
-    _check(threshold, match, side, same_partner, confidence)
+    check_arguments(threshold, match, side, same_partner, confidence)
     each = as_dictionaries(dictionaries, 2)
     if alive is not None:
-        each = _with_alive(each, alive)
+        each = with_alive(each, alive)
     living = [dictionary.alive for dictionary in each]
     if matches is None:
         sides = ("decoder", "encoder") if side == "both" else (side,)
@@ -95,9 +95,9 @@ def score_stability(
                 f"{', '.join(options)} must not be given together with matches, which they do not "
                 f"affect"
             )
-        found = _given(matches, side)
+        found = given_matches(matches, side)
         for pairs in found:
-            _check_pairs(pairs, each, match)
+            check_pairs(pairs, each, match)
     similarity, partner = _partners(found, living, match, same_partner)
     width = each[0].W_dec.shape[1]
     rule = StabilityRule(
@@ -122,7 +122,7 @@ def at_threshold(stability: Stability, threshold: float | Literal["null"]) -> St
     Returns:
         The scores at that threshold.
     """
-    _check_threshold(threshold)
+    check_threshold(threshold)
     rule = replace(stability.rule, threshold=threshold)
     return _scored(stability.similarity, stability.partner, stability.alive, rule)
 
@@ -268,79 +268,3 @@ def _partners(
         similarity.append(similar)
         partner.append(names)
     return similarity, partner
-
-
-def _given(matches: Any, side: str) -> list[PairMatches]:
-    """Check the type of the given matches and return them, for one side or both."""
-    found = list(matches) if isinstance(matches, tuple | list) else [matches]
-    wanted = 2 if side == "both" else 1
-    if len(found) != wanted or not all(isinstance(pairs, Mapping) for pairs in found):
-        expected = (
-            "a pair of results of match_all, of decoders and of encoders,"
-            if wanted == 2
-            else "a result of match_all"
-        )
-        raise TypeError(
-            f"matches must be {expected} for side={side!r}, got "
-            f"{[type(pairs).__name__ for pairs in found]}"
-        )
-    return found
-
-
-def _check_pairs(pairs: PairMatches, each: Sequence[Dictionary], match: str) -> None:
-    """Raise an error unless every pair is present, fits its dictionaries and fits `match`."""
-    for s, t in permutations(range(len(each)), 2):
-        if (s, t) not in pairs:
-            raise ValueError(
-                f"matches must hold every pair of {len(each)} dictionaries, but ({s}, {t}) is "
-                f"missing; make them with match_all"
-            )
-        one, name = pairs[s, t], f"matches[{s}, {t}]"
-        checks.indices(f"{name}.partner", one.partner, "[m]")
-        checks.floating(f"{name}.similarity", one.similarity, "[m]")
-        for field in ("partner", "similarity", "mutual"):
-            checks.size(f"{name}.{field}", getattr(one, field), 0, each[s].m, "one per feature")
-        checks.finite(f"{name}.similarity", one.similarity)
-        if each[s].m and int(one.partner.max()) >= each[t].m:
-            raise ValueError(
-                f"{name}.partner must be below {each[t].m}, the size of dictionary {t}, got "
-                f"{int(one.partner.max())}"
-            )
-        if (one.proof is not None) != (match == "one_to_one"):
-            made = "nearest" if one.proof is None else "one to one"
-            raise ValueError(
-                f"{name} must be made with match={match!r}, got a matching that is {made}"
-            )
-
-
-def _with_alive(each: Sequence[Dictionary], alive: Sequence[Tensor]) -> list[Dictionary]:
-    """Return the dictionaries with the given features alive."""
-    if len(alive) != len(each):
-        raise ValueError(
-            f"alive must have one tensor per dictionary, {len(each)}, got {len(alive)}"
-        )
-    for i, (dictionary, living) in enumerate(zip(each, alive, strict=True)):
-        checks.mask(f"alive[{i}]", living, dictionary.m)
-    return [
-        replace(dictionary, firing_rate=living.float())
-        for dictionary, living in zip(each, alive, strict=True)
-    ]
-
-
-def _check(threshold: object, match: str, side: str, same_partner: bool, confidence: float) -> None:
-    _check_threshold(threshold)
-    checks.one_of("match", match, MATCHES)
-    checks.one_of("side", side, SIDES)
-    if same_partner and side != "both":
-        raise ValueError(f"same_partner needs side='both', got side={side!r}")
-    checks.at_least("confidence", confidence, 0, below=1)
-
-
-def _check_threshold(threshold: object) -> None:
-    if threshold == "null":
-        return
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-        kind = repr(threshold) if isinstance(threshold, str) else type(threshold).__name__
-        raise TypeError(f"threshold must be a number or 'null', got {kind}")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be above 0 and at most 1, or 'null', got {threshold}")

@@ -16,7 +16,7 @@ from torch import Tensor
 import saefast
 from saefast import Dictionary, Matches, at_threshold, score_stability, stability_curve
 from saefast.nulls.cosines import BestOfRandom
-from saefast.stability.score import MATCHES
+from saefast.stability.inputs import MATCHES
 
 
 @pytest.fixture(autouse=True)
