@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from saefast.evaluation.scores import Score, measured
+from saefast.evaluation.condition_scores import scores_by_condition
+from saefast.evaluation.scores import Score
 
 
 def scores_of_items(
@@ -32,10 +33,10 @@ def scores_of_items(
         seed: seed of the bootstrap over seeds and items.
 
     Returns:
-        Scores as in `measured`, without scores of single items.
+        Scores as in `scores_by_condition`, without scores of single items.
     """
     items = np.shape(next(iter(values.values())))[1]
-    scores = measured(
+    scores = scores_by_condition(
         evaluation,
         measure,
         values,

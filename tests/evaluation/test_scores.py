@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from saefast.evaluation.condition_scores import scores_by_condition
 from saefast.evaluation.intervals import Interval, paired_interval, two_way_interval
-from saefast.evaluation.scores import Evaluation, measured
+from saefast.evaluation.scores import Evaluation
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def values():
 
 @pytest.fixture
 def evaluation(values):
-    scores = measured(
+    scores = scores_by_condition(
         "probe",
         "auroc at 1",
         values,
@@ -73,7 +74,9 @@ def test_every_sae_and_task_has_its_score(evaluation, values):
 
 def test_given_intervals_of_tasks_are_kept(values):
     known = [[Interval(0.5, 0.4, 0.6)] * 3] * 4
-    scores = measured("probe", "auroc", values, ["a", "b", "c"], intervals={"trained": known})
+    scores = scores_by_condition(
+        "probe", "auroc", values, ["a", "b", "c"], intervals={"trained": known}
+    )
     found = [s for s in scores if s.task and s.condition == "trained"]
     assert {(s.low, s.high) for s in found} == {(0.4, 0.6)}
 
@@ -104,7 +107,7 @@ def test_lines_print_intervals_with_every_mean(evaluation):
 
 
 def test_lines_have_all_conditions_of_the_primary_measure_only(evaluation, values):
-    other = measured("probe", "auroc at 5", values, ["a", "b", "c"])
+    other = scores_by_condition("probe", "auroc at 5", values, ["a", "b", "c"])
     lines = dataclasses.replace(evaluation, scores=(*evaluation.scores, *other)).lines()
     of_primary = [line for line in lines if line.startswith("auroc at 1 ")]
     assert len(of_primary) == 2 * len(values) - 1  # each condition, and the differences
@@ -134,4 +137,4 @@ def test_an_unknown_score_is_a_key_error(evaluation):
 
 def test_values_must_cover_all_tasks():
     with pytest.raises(ValueError, match=r"\[seeds, 2 tasks\], got \(1, 3\)"):
-        measured("probe", "auroc", {"trained": np.zeros((1, 3))}, ["a", "b"])
+        scores_by_condition("probe", "auroc", {"trained": np.zeros((1, 3))}, ["a", "b"])

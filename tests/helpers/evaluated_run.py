@@ -8,7 +8,8 @@ import numpy as np
 from helpers.tiny_run import NASTY
 
 from saefast.disk.tables import add_columns, read_json, read_table, write_json, write_table
-from saefast.evaluation.scores import Evaluation, Score, measured
+from saefast.evaluation.condition_scores import scores_by_condition
+from saefast.evaluation.scores import Evaluation, Score
 from saefast.run_folder import FEATURES, SCORES, STAGES, evaluation_file
 from saefast.run_records import EvaluationSummary, write_record
 
@@ -61,7 +62,7 @@ def write_evaluations(run: Path, *evaluations: Evaluation) -> None:
 
 def probing(leads: Mapping[str, float] = LEADS, noise: float = 0.001) -> Evaluation:
     """Return scores of four SAEs, of conditions that are worse by `leads`, and of groups."""
-    scores = measured(
+    scores = scores_by_condition(
         "probe",
         "auroc at 1",
         _values(0.8, leads),
@@ -72,10 +73,10 @@ def probing(leads: Mapping[str, float] = LEADS, noise: float = 0.001) -> Evaluat
         primary=True,
     )
     worse = {name: lead + 0.1 for name, lead in leads.items()}
-    scores += measured("probe", "auroc at 5", _values(0.9, worse), TASKS, floor=0.5)
+    scores += scores_by_condition("probe", "auroc at 5", _values(0.9, worse), TASKS, floor=0.5)
     for place, group in enumerate(("stable", "stable:mass", "unstable", "unstable:mass")):
         values = {"trained": _values(0.75 - 0.05 * place, {})["trained"]}
-        scores += measured("probe", "auroc at 1", values, TASKS, group=group, floor=0.5)
+        scores += scores_by_condition("probe", "auroc at 1", values, TASKS, group=group, floor=0.5)
     return Evaluation(
         name="probe",
         scores=tuple(scores),
@@ -86,7 +87,7 @@ def probing(leads: Mapping[str, float] = LEADS, noise: float = 0.001) -> Evaluat
 
 def explaining(leads: Mapping[str, float] = LEADS, surface: float = 0.1) -> Evaluation:
     """Return scores of explanations, and shares of latents that surface form explains."""
-    scores = measured(
+    scores = scores_by_condition(
         "explain",
         "specificity",
         _values(0.4, leads),
@@ -114,7 +115,7 @@ def explaining(leads: Mapping[str, float] = LEADS, surface: float = 0.1) -> Eval
 
 def editing(lead: float) -> Evaluation:
     """Return scores of edits; those of a baseline are worse by `lead`."""
-    scores = measured(
+    scores = scores_by_condition(
         "edit", "H", _values(0.5, {"soft_frozen": lead}), TASKS, floor=0.0, primary=True
     )
     return Evaluation(name="edit", scores=tuple(scores))
@@ -122,7 +123,7 @@ def editing(lead: float) -> Evaluation:
 
 def steering(correlation: float = 0.1) -> Evaluation:
     """Return the success of steering, and its prediction from explanations."""
-    scores = measured(
+    scores = scores_by_condition(
         "steer",
         "success by rule above mismatched",
         {"trained": _values(0.3, {})["trained"]},

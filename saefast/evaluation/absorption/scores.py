@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast.evaluation.absorption.classes import Absorbed, Split
+from saefast.evaluation.condition_scores import scores_by_condition
 from saefast.evaluation.intervals import two_way_interval
 from saefast.evaluation.item_scores import scores_of_items
-from saefast.evaluation.scores import TRAINED, Score, measured
+from saefast.evaluation.scores import TRAINED, Score
 from saefast.nulls.draws import mass_matched
 
 NAME = "absorb"
@@ -152,7 +153,7 @@ def scores_of_classes(
     """Build scores whose items are classes: F1 score and number of the main latents."""
     names = [classes[c] for c in split.recognised.tolist()]
     share = split.positive[split.test].double().mean(0)[split.recognised].cpu().numpy()
-    scores = measured(
+    scores = scores_by_condition(
         NAME,
         MAIN_F1,
         {name: _stacked([each.main_f1 for each in its]) for name, its in found.items()},
@@ -166,7 +167,7 @@ def scores_of_classes(
         name: np.array([[float(len(latents)) for latents in each.main] for each in its])
         for name, its in found.items()
     }
-    return [*scores, *measured(NAME, MAIN_COUNT, counts, names, floor=1.0, seed=seed)]
+    return [*scores, *scores_by_condition(NAME, MAIN_COUNT, counts, names, floor=1.0, seed=seed)]
 
 
 def noise_of_splits(

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from saefast.evaluation.condition_scores import scores_by_condition
 from saefast.evaluation.conditions import PERMUTED_DECODER
 from saefast.evaluation.intervals import Interval, gap_closed, paired_interval, two_way_interval
 from saefast.evaluation.probing.best_latents import agreement, hypergeometric_tail
 from saefast.evaluation.probing.one_task import Probed
 from saefast.evaluation.probing.rules import ProbingRule
-from saefast.evaluation.scores import TRAINED, Evaluation, Score, measured
+from saefast.evaluation.scores import TRAINED, Evaluation, Score
 from saefast.linalg import one_thread
 from saefast.sae import SAE
 
@@ -112,7 +113,7 @@ class Results:
             values[name] = np.array([[value for value, _ in found]])
             intervals[name] = [[interval for _, interval in found]]
         floor, ceiling = self.rule.measure.floor, values[FULL][0]
-        scores = measured(
+        scores = scores_by_condition(
             NAME,
             self._measure(k),
             values,
@@ -129,7 +130,7 @@ class Results:
         gaps = list(zip(ceiling, noise, strict=True))
         shown = [TRAINED, *rivals, RANDOM, TEXT]
         closed = {name: [_closed(row, floor, gaps) for row in values[name]] for name in shown}
-        return scores + measured(
+        return scores + scores_by_condition(
             NAME,
             f"gap closed at {k}",
             closed,
@@ -174,7 +175,7 @@ class Results:
         scores = [
             score
             for name, table in tables.items()
-            for score in measured(
+            for score in scores_by_condition(
                 NAME, self._measure(k), {TRAINED: table}, self._names, group=name, **common
             )
         ]
@@ -196,7 +197,7 @@ class Results:
         """Score how often the best latent of a task is in a group, with its mass share as floor."""
         hits = self._of_trained(lambda its: float(its.masks[group][its.best[0]]))
         shares = self._of_trained(lambda its: its.shares[group]).mean(0)
-        return measured(
+        return scores_by_condition(
             NAME, IN_GROUP, {TRAINED: hits}, self._names, group=group, floor=shares, seed=self.seed
         )
 
