@@ -11,13 +11,8 @@ import torch
 
 import saefast
 from saefast.studies import validity
-from saefast.studies.validity import (
-    MEASURES,
-    SIZES,
-    TRUTHS,
-    ValidityRow,
-    run_validity,
-)
+from saefast.studies.validity import MEASURES, TRUTHS, ValidityRow, run_validity
+from saefast.studies.validity_sizes import SIZES
 from saefast.synthetic import nested_world
 from saefast.train.config import TrainConfig
 
@@ -60,9 +55,9 @@ def test_the_true_dictionary_is_best_by_every_measure() -> None:
         assert wide.bias is not None
         sae.b_dec.copy_(wide.bias)
         sae.jump_threshold.fill_(0.5)
-    look = validity._Look(wide, size, 0)
+    planted = validity.PlantedRows(wide, size, 0)
     config = TrainConfig(latents=size.features, k=4, variant="jumprelu")
-    row = look.row("grid", config, sae.requires_grad_(False), sae)
+    row = planted.row("grid", config, sae.requires_grad_(False), sae)
     for name in ("f1", "mcc", "explained_variance", "probing", "stability"):
         assert getattr(row, name) == pytest.approx(1, abs=0.02), name
     assert row.no_absorption == pytest.approx(1, abs=0.05)

@@ -22,8 +22,9 @@ from saefast.match.features import match_features
 from saefast.nulls.permutations import generator_of
 from saefast.ops.latent_sum import latent_sum
 from saefast.progress import tracked
-from saefast.sae import SAE, VARIANTS, code_of
+from saefast.sae import SAE, code_of
 from saefast.studies.result import StudyResult
+from saefast.studies.validity_sizes import ValiditySize, chosen_size
 from saefast.synthetic.nested import nested_world
 from saefast.synthetic.truth import explain, recovery
 from saefast.synthetic.world import Drawn, World
@@ -50,81 +51,6 @@ TRUTHS = ("f1", "mcc")
 
 f1: how well latents indicate that their true feature fires; mcc: mean cosine of one-to-one pairs of
 latents and true features.
-"""
-
-
-@dataclass(frozen=True)
-class ValiditySize:
-    """Size of the world, SAEs to rank, and number of rows."""
-
-    features: int
-    d: int
-    trees: int
-    """number of families of features, whose roots are the classes of absorption"""
-    latents: int
-    widths: tuple[float, ...]
-    """k of the SAEs, as shares of the true number of features per row"""
-    tokens: tuple[int, ...]
-    """numbers of rows on which SAEs of each width are trained"""
-    variants: tuple[str, ...]
-    checkpoints: tuple[int, ...]
-    """numbers of rows seen at the checkpoints of one training"""
-    batch_size: int
-    lr: float
-    rows: int
-    """number of rows for the measures"""
-    tasks: int
-    """number of planted labels that are probed"""
-
-
-SIZES = {
-    "small": ValiditySize(
-        features=48,
-        d=24,
-        trees=5,
-        latents=48,
-        widths=(0.5, 2.0),
-        tokens=(2_048, 32_768),
-        variants=("topk",),
-        checkpoints=(1_024, 16_384),
-        batch_size=256,
-        lr=5e-3,
-        rows=4_096,
-        tasks=8,
-    ),
-    "quick": ValiditySize(
-        features=128,
-        d=32,
-        trees=8,
-        latents=128,
-        widths=(0.5, 1.0, 2.0),
-        tokens=(20_000, 200_000),
-        variants=("topk", "batchtopk", "jumprelu", "matryoshka"),
-        checkpoints=(8_192, 16_384, 32_768, 65_536, 131_072, 262_144),
-        batch_size=512,
-        lr=2e-3,
-        rows=16_384,
-        tasks=32,
-    ),
-    "full": ValiditySize(
-        features=512,
-        d=64,
-        trees=24,
-        latents=512,
-        widths=(0.5, 1.0, 2.0),
-        tokens=(60_000, 600_000),
-        variants=("topk", "batchtopk", "jumprelu", "matryoshka"),
-        checkpoints=(16_384, 32_768, 65_536, 131_072, 262_144, 524_288, 1_048_576),
-        batch_size=1024,
-        lr=2e-3,
-        rows=32_768,
-        tasks=64,
-    ),
-}
-"""Sizes of the study.
-
-"small" is for tests. "quick" has 24 SAEs; "full" has as many larger ones and takes about three
-minutes of processor time.
 """
 
 
@@ -201,35 +127,24 @@ def run_validity(
     Returns:
         SAEs with their truths and measures, and how well each measure ranks them.
     """
-    chosen = _size(size)
+    chosen = chosen_size(size)
     checks.whole("seed", seed)
     world = nested_world(
         chosen.features, chosen.d, trees=chosen.trees, depth=1, rates=(4e-3, 0.2), seed=seed
     )
-    look = _Look(world, chosen, seed)
-    trainings = [("grid", _grid(chosen, look.l0, tokens, seed)) for tokens in chosen.tokens]
+    planted = PlantedRows(world, chosen, seed)
+    trainings = [("grid", _grid(chosen, planted.l0, tokens, seed)) for tokens in chosen.tokens]
     trainings += [
-        ("checkpoint", [_checkpoint(chosen, look.l0, t, seed)]) for t in chosen.checkpoints
+        ("checkpoint", [_checkpoint(chosen, planted.l0, t, seed)]) for t in chosen.checkpoints
     ]
     rows = []
     for series, configs in tracked(trainings, "validity", unit="trainings", progress=progress):
         saes = [sae.cpu() for sae in train_saes(world, configs, progress=progress, device=device)]
         for place, config in enumerate(configs):
-            rows.append(look.row(series, config, *saes[2 * place : 2 * place + 2]))
+            rows.append(planted.row(series, config, *saes[2 * place : 2 * place + 2]))
     table = StudyResult.of(rows, out, "validity.parquet")
     ranks = StudyResult.of(_ranks(rows, seed), out, "validity_ranks.parquet")
     return ValidityResult(rows=table.rows, ranks=ranks, written=(*table.written, *ranks.written))
-
-
-def _size(size: str | ValiditySize) -> ValiditySize:
-    if isinstance(size, ValiditySize):
-        for variant in size.variants:
-            checks.one_of("size.variants", variant, VARIANTS)
-        return size
-    if not isinstance(size, str):
-        raise TypeError(f"size must be a str or a ValiditySize, got {type(size).__name__}")
-    checks.one_of("size", size, tuple(SIZES))
-    return SIZES[size]
 
 
 def _grid(size: ValiditySize, l0: float, tokens: int, seed: int) -> list[TrainConfig]:
@@ -255,7 +170,7 @@ def _checkpoint(size: ValiditySize, l0: float, tokens: int, seed: int) -> TrainC
     return replace(config, lr_warmup=0.0, lr_decay="none", auxk=None)
 
 
-class _Look:
+class PlantedRows:
     """Rows on which no SAE was trained, with their planted features."""
 
     def __init__(self, world: World, size: ValiditySize, seed: int) -> None:
