@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from saefast.evaluation.explaining.judges.protocol import FREE, Cost, Floats, Question, Window
+from saefast.evaluation.explaining.judges.protocol import Floats, FreeJudge, Question
 from saefast.lm.sentence_encoder import SentenceEncoder, load_sentence_encoder
 
 
-class EmbeddingJudge:
+class EmbeddingJudge(FreeJudge):
     """Judge that rates by the cosine of the explanation and the window, or its marked tokens.
 
     Cosines have no natural threshold, so they give AUROC only.
@@ -19,7 +19,6 @@ class EmbeddingJudge:
             for that function.
     """
 
-    explains = False
     graded = True
 
     def __init__(self, encoder: SentenceEncoder | str | Path | None = None) -> None:
@@ -28,17 +27,6 @@ class EmbeddingJudge:
         self.encoder = encoder
         self._known: dict[str, Floats] = {}
         self.name = f"embedding:{encoder.name}"
-
-    def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return empty explanations, since an encoder writes no text.
-
-        Args:
-            examples: for each latent, windows of text on which it fires.
-
-        Returns:
-            "" for each latent.
-        """
-        return [""] * len(examples)
 
     def rate(self, questions: Sequence[Question]) -> Floats:
         """Rate questions.
@@ -54,18 +42,6 @@ class EmbeddingJudge:
         cosines = [self._known[a] @ self._known[b] if a.strip() else np.nan for a, b in pairs]
         # The last digits depend on the number of threads and must not affect the order.
         return np.array(cosines, dtype=np.float64).round(4)
-
-    def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return a cost of zero.
-
-        Args:
-            examples: for each latent, windows of text on which it fires.
-            questions: questions, each with an explanation and a window.
-
-        Returns:
-            A cost of zero, since nothing is requested.
-        """
-        return FREE
 
     def _learn(self, texts: Iterable[str]) -> None:
         new = [text for text in dict.fromkeys(texts) if text not in self._known]

@@ -7,7 +7,7 @@ import torch
 
 from saefast import checks
 from saefast.evaluation.explaining.judges.prompts import shown
-from saefast.evaluation.explaining.judges.protocol import FREE, Cost, Floats, Question, Window
+from saefast.evaluation.explaining.judges.protocol import Floats, FreeJudge, Question
 from saefast.lm.logits import Continuations, shared_length
 from saefast.lm.model import LanguageModel, check_model
 from saefast.progress import ProgressBar
@@ -24,7 +24,7 @@ _NOTHING = "anything"
 """Description whose log-odds are subtracted, as the baseline of the window alone"""
 
 
-class LocalJudge:
+class LocalJudge(FreeJudge):
     """Judge that rates by the rise of the log-odds of yes against no due to an explanation.
 
     Small models usually fail as judges: see `calibrate`.
@@ -35,7 +35,6 @@ class LocalJudge:
         progress: show a progress bar on stderr.
     """
 
-    explains = False
     graded = False
 
     def __init__(
@@ -58,17 +57,6 @@ class LocalJudge:
             )
         self._answers = [yes, no]
 
-    def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return empty explanations, since this judge rates explanations by rules.
-
-        Args:
-            examples: for each latent, windows of text on which it fires.
-
-        Returns:
-            "" for each latent.
-        """
-        return [""] * len(examples)
-
     def rate(self, questions: Sequence[Question]) -> Floats:
         """Rate questions.
 
@@ -87,18 +75,6 @@ class LocalJudge:
                 odds = self._known[prompt] - self._known[without]
                 ratings[place] = 1 / (1 + np.exp(-odds))
         return ratings.round(4)  # the last digits depend on the number of threads
-
-    def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return a cost of zero.
-
-        Args:
-            examples: for each latent, windows of text on which it fires.
-            questions: questions, each with an explanation and a window.
-
-        Returns:
-            A cost of zero, since nothing is requested.
-        """
-        return FREE
 
     def _learn(self, prompts: Sequence[str]) -> None:
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._known]

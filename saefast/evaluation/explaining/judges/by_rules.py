@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from saefast.evaluation.explaining.judges.protocol import FREE, Cost, Floats, Question, Window
+from saefast.evaluation.explaining.judges.protocol import Floats, FreeJudge, Question
 from saefast.evaluation.explaining.predicates import RuleReader
 
 
-class RulesJudge:
+class RulesJudge(FreeJudge):
     """Judge that executes explanations that are rules, and cannot rate others.
 
     An explanation fits a window if its rule holds on any token; its rating of marks is the share of
@@ -16,22 +16,10 @@ class RulesJudge:
     """
 
     name = "rules"
-    explains = False
     graded = False
 
     def __init__(self) -> None:
         self._reader: RuleReader | None = None
-
-    def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
-        """Return empty explanations, since rules come from `find_rules`.
-
-        Args:
-            examples: for each latent, windows of text on which it fires.
-
-        Returns:
-            "" for each latent.
-        """
-        return [""] * len(examples)
 
     def rate(self, questions: Sequence[Question]) -> Floats:
         """Rate questions.
@@ -43,18 +31,6 @@ class RulesJudge:
             [questions] float64: 0 or 1, for marks a share; NaN without a rule.
         """
         return np.array([self._rating(question) for question in questions], dtype=np.float64)
-
-    def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
-        """Return a cost of zero.
-
-        Args:
-            examples: for each latent, windows of text on which it fires.
-            questions: questions, each with an explanation and a window.
-
-        Returns:
-            A cost of zero, since nothing is requested.
-        """
-        return FREE
 
     def _rating(self, question: Question) -> float:
         rule, window = question.explanation.rule, question.window

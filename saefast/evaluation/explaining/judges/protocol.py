@@ -120,5 +120,30 @@ class Judge(Protocol):
         """
 
 
-FREE = Cost(0, 0)
-"""Cost of judges that compute on this machine"""
+class FreeJudge:
+    """Base of judges that compute on this machine, at no cost, and write no explanations."""
+
+    explains = False
+
+    def explain(self, examples: Sequence[Sequence[Window]]) -> list[str]:
+        """Return empty explanations.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+
+        Returns:
+            "" for each latent.
+        """
+        return [""] * len(examples)
+
+    def cost(self, examples: Sequence[Sequence[Window]], questions: Sequence[Question]) -> Cost:
+        """Return a cost of zero.
+
+        Args:
+            examples: for each latent, windows of text on which it fires.
+            questions: questions, each with an explanation and a window.
+
+        Returns:
+            A cost of zero, since nothing is requested.
+        """
+        return Cost(0, 0)
