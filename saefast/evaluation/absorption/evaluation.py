@@ -187,27 +187,8 @@ def absorb_rows(
     short = _too_few(splits[0], classes, least_classes)
     if short:
         return Evaluation(name=NAME, scores=(), notes=(short,))
-    found: dict[str, list[Absorbed]] = {}
-    again: list[list[float]] = []
-    always: dict[str, None] = {}
-    everything = [(TRAINED, trained), *((each.name, list(each.saes)) for each in conditions)]
-    total = sum(len(its) for _, its in everything) + len(trained) * (repeats - 1)
-    with ProgressBar("absorption", total=total, unit="SAEs", progress=progress) as bar:
-        for name, its in everything:
-            for sae in its:
-                code = _code(sae, rows)
-                bar.update()
-                if code.values.shape[1] == sae.m and bool((code.values != 0).all()):
-                    always[name] = None
-                    continue
-                found.setdefault(name, []).append(absorbed_classes(sae, code, splits[0]))
-                if name == TRAINED:
-                    again.append([])
-                    for split in splits[1:]:
-                        if len(split.recognised):
-                            repeated = absorbed_classes(sae, code, split).fraction
-                            again[-1].append(float(repeated.mean()))
-                        bar.update()
+    every = [(TRAINED, trained), *((each.name, list(each.saes)) for each in conditions)]
+    found, again, always = _absorb_each(every, rows, splits, progress)
     if TRAINED in always:
         raise ValueError(
             "saes must have latents that are inactive on some words, since others cannot be "
@@ -226,6 +207,48 @@ def absorb_rows(
         features=tuple(feature_columns(its, splits[0], classes) for its in found[TRAINED]),
         notes=tuple(notes),
     )
+
+
+def _absorb_each(
+    every: Sequence[tuple[str, Sequence[SAE]]],
+    rows: Tensor,
+    splits: Sequence[Split],
+    progress: bool,
+) -> tuple[dict[str, list[Absorbed]], list[list[float]], list[str]]:
+    """Measure the absorption in each SAE.
+
+    Args:
+        every: SAEs of each condition, the trained ones among them.
+        rows: [n, d] activation of each word.
+        splits: splits of the words.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        By condition, absorption in each SAE with the first split; for each trained SAE, the mean
+        fraction with every other split; and the conditions whose latents are always active.
+    """
+    found: dict[str, list[Absorbed]] = {}
+    again: list[list[float]] = []
+    always: dict[str, None] = {}
+    repeated = sum(len(saes) for name, saes in every if name == TRAINED) * (len(splits) - 1)
+    total = sum(len(saes) for _, saes in every) + repeated
+    with ProgressBar("absorption", total=total, unit="SAEs", progress=progress) as bar:
+        for name, sae in ((name, sae) for name, saes in every for sae in saes):
+            code = _code(sae, rows)
+            bar.update()
+            if code.values.shape[1] == sae.m and bool((code.values != 0).all()):
+                always[name] = None
+                continue
+            found.setdefault(name, []).append(absorbed_classes(sae, code, splits[0]))
+            if name != TRAINED:
+                continue
+            again.append([])
+            for split in splits[1:]:
+                if len(split.recognised):
+                    fraction = absorbed_classes(sae, code, split).fraction
+                    again[-1].append(float(fraction.mean()))
+                bar.update()
+    return found, again, list(always)
 
 
 @torch.no_grad()

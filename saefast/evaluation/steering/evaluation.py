@@ -1,6 +1,7 @@
 """Evaluation of steering: outcomes of texts written along latents and along controls."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from saefast.evaluation.steering.predictors import (
     predicted_gain,
     prediction_notes,
 )
-from saefast.evaluation.steering.results import measures
+from saefast.evaluation.steering.results import Results, measures
 from saefast.evaluation.steering.runs import (
     CONTROLS,
     LATENT,
@@ -205,16 +206,13 @@ def steer(
             f"activations must be from the site {layer!r}, whose width is {width}, got width "
             f"{read.d}"
         )
-    trained = as_saes(saes, width)
-    every = [(TRAINED, trained), *((each.name, as_saes(each.saes, width)) for each in conditions)]
-    for sae in (sae for _, each in every for sae in each):
-        check_sae(sae)
+    every = _checked_saes(saes, conditions, width)
+    trained = every[0][1]
     each_groups = as_groups(groups or [{} for _ in trained], [sae.m for sae in trained])
-    if mass is not None:
-        check_per_latent("mass", mass, trained)
-    for name, each in (predictors or {}).items():
-        check_per_latent(f"predictors[{name!r}]", each, trained)
-    runs = []
+    properties = {f"predictors[{name!r}]": each for name, each in (predictors or {}).items()}
+    for name, each in (properties if mass is None else {"mass": mass, **properties}).items():
+        check_per_latent(name, each, trained)
+    repetitions = []
     for repeat in range(repeats):
         settings = Settings(
             rule=rule,
@@ -227,11 +225,10 @@ def steer(
             seed=seed + repeat,
         )
         items = sampled_items(every, each_groups, read, (features, fewer), settings.seed)
-        words = of_items("explanations", explanations, items)
         outcomes = chosen_outcomes(
             items.members,
             rules=of_items("rules", rules, items),
-            explanations=words,
+            explanations=of_items("explanations", explanations, items),
             partners=partners_of(matches, items, trained),
             embedding=embedding,
             judge=judge,
@@ -253,16 +250,48 @@ def steer(
             for measure in of_measures
             for score in scores_of(measure, items.sample, each_groups, mass, draws, seed)
         ]
-        if repeat == 0:
-            estimated = noise_of(of_measures[0], items.sample, seed)
-        runs.append((results, scores, _judged(outcomes)))
-    results, scores, judged = runs[0]
+        # With several repetitions the noise is their spread.
+        noise = noise_of(of_measures[0], items.sample, seed) if repeats == 1 else {}
+        repetitions.append(_Repetition(results, scores, noise, _judged(outcomes)))
+    return _evaluation(repetitions, trained, predictors or {}, examine, seed)
+
+
+class _Repetition(NamedTuple):
+    """Results with one seed."""
+
+    results: Results
+    scores: list[Score]
+    noise: dict[str, float]
+    """estimate of the noise by resampling, if there is no other repetition"""
+    notes: list[str]
+
+
+def _checked_saes(
+    saes: SAE | Sequence[SAE], conditions: Sequence[Condition], width: int
+) -> list[tuple[str, list[SAE]]]:
+    """Return the SAEs of each condition by name, the trained ones first, or raise an error."""
+    every = [(TRAINED, as_saes(saes, width))]
+    every += [(each.name, as_saes(each.saes, width)) for each in conditions]
+    for sae in (sae for _, each in every for sae in each):
+        check_sae(sae)
+    return every
+
+
+def _evaluation(
+    repetitions: Sequence[_Repetition],
+    trained: Sequence[SAE],
+    predictors: Properties,
+    examine: Examine | None,
+    seed: int,
+) -> Evaluation:
+    """Return the results of the first repetition, with predictors of the gain and the noise."""
+    results, scores, noise, notes = repetitions[0]
     found = examined(examine, results.items, trained)
-    predicted = predicted_gain(results, {**(predictors or {}), **found}, seed)
+    predicted = predicted_gain(results, {**predictors, **found}, seed)
     return Evaluation(
         name=NAME,
         scores=(*scores, *(as_score(one) for one in predicted)),
-        noise=estimated if repeats == 1 else _noise([its_scores for _, its_scores, _ in runs]),
+        noise=noise if len(repetitions) == 1 else _noise([each.scores for each in repetitions]),
         features=tuple(
             {
                 **results.columns(place, sae.m),
@@ -270,7 +299,7 @@ def steer(
             }
             for place, sae in enumerate(trained)
         ),
-        notes=(*results.notes(), *judged, *prediction_notes(predicted, results.primary)),
+        notes=(*results.notes(), *notes, *prediction_notes(predicted, results.primary)),
     )
 
 
