@@ -14,7 +14,7 @@ from saefast.activations.store import StoreActivations
 from saefast.progress import ProgressBar
 
 
-class Rows(NamedTuple):
+class PassRows(NamedTuple):
     """Rows read by one step of a pass."""
 
     x: Tensor
@@ -94,7 +94,7 @@ class OnePass:
         """Names of the integers that are yielded beside the rows."""
         return [*self._given, *self._stored]
 
-    def __iter__(self) -> Iterator[Rows]:
+    def __iter__(self) -> Iterator[PassRows]:
         left = self.rows
         bar = ProgressBar(self._what, total=self.rows, unit="rows", progress=self._progress)
         with bar:
@@ -112,7 +112,7 @@ class OnePass:
             return self.source.in_order(size)
         return self.source.batches(size, seed=self._seed or 0)
 
-    def _rows(self, batch: Batch, left: int) -> Rows:
+    def _rows(self, batch: Batch, left: int) -> PassRows:
         """Return the first `left` rows of the batch, after checking that they are finite."""
         x = batch.x[:left]
         target = x if batch.target is None else batch.target[:left]
@@ -126,7 +126,7 @@ class OnePass:
             first, end = int(numbers[0]), int(numbers[-1]) + 1
             for name in self._stored:
                 beside[name] = self.source.read(name, first, end).long()
-        return Rows(x, target, numbers, beside)
+        return PassRows(x, target, numbers, beside)
 
     def _limit(self, rows: int | None) -> int:
         known = self.source.rows

@@ -19,7 +19,7 @@ from saefast.ops.cuda_streams import Event, Streams
 _Item = TypeVar("_Item")
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """Rows of a batch in the form that training takes."""
 
     x: Tensor
@@ -39,7 +39,7 @@ class Transfer(Protocol[_Item]):
         `scales` are the factors of x and target.
         """
 
-    def take(self, item: _Item) -> Rows:
+    def take(self, item: _Item) -> TrainingRows:
         """Return the rows of the next item; ValueError if one of them is not finite."""
 
 
@@ -49,7 +49,9 @@ class HostTransfer:
     def __init__(self, device: torch.device, locate: Callable[[int], str]) -> None:
         self._device, self._locate = device, locate
 
-    def ahead(self, batches: Iterator[Batch], scales: tuple[float, float]) -> Iterator[Rows]:
+    def ahead(
+        self, batches: Iterator[Batch], scales: tuple[float, float]
+    ) -> Iterator[TrainingRows]:
         """See `Transfer`."""
         for batch in batches:
             moved = [
@@ -63,9 +65,9 @@ class HostTransfer:
                 for rows, scale in zip(moved, scales, strict=True)
             )
             assert x is not None
-            yield Rows(x, target, batch.where)
+            yield TrainingRows(x, target, batch.where)
 
-    def take(self, item: Rows) -> Rows:
+    def take(self, item: TrainingRows) -> TrainingRows:
         """See `Transfer`."""
         return item
 
@@ -190,7 +192,7 @@ class DeviceTransfer:
         seen = slot.memory(f"{name} extremes pinned", shape, rows.dtype, self._streams.pinned)
         return seen.copy_(extremes(rows, out=there), non_blocking=True)
 
-    def take(self, item: _Sent) -> Rows:
+    def take(self, item: _Sent) -> TrainingRows:
         """See `Transfer`."""
         item.ready.synchronize()
         check_finite(item.extremes, item.numbers, self._locate)
@@ -200,7 +202,7 @@ class DeviceTransfer:
             self._streams.uses(rows)
         item.slot.used = self._streams.record()
         self._free.append(item.slot)
-        return Rows(scaled[0], scaled[1] if len(scaled) > 1 else None, item.where)
+        return TrainingRows(scaled[0], scaled[1] if len(scaled) > 1 else None, item.where)
 
 
 def extremes(rows: Tensor, out: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saefast import checks
-from saefast.activations.one_pass import OnePass, Rows
+from saefast.activations.one_pass import OnePass, PassRows
 from saefast.activations.protocol import ActivationSource
 from saefast.evaluation.largest import Largest
 from saefast.evaluation.token_ties import modal_share, token_ties
@@ -205,7 +205,7 @@ class _Sums:
         self._positions = torch.zeros(m, dtype=torch.int64)
         self._top, self._sample = Largest(m, top), Largest(m, sample)
 
-    def add(self, code: SparseCode, part: Rows) -> None:
+    def add(self, code: SparseCode, part: PassRows) -> None:
         active = (code.values != 0).cpu()
         row = active.nonzero()[:, 0]
         feature, value = code.indices.cpu()[active], code.values.cpu()[active].abs()

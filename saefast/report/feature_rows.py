@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saefast.report.document import packed_rows
-from saefast.report.run_data import Rows, RunData
+from saefast.report.run_data import RunData, TableRows
 
 COLUMNS = (
     *("seed", "feature", "group", "score", "low", "high", "rate", "effect", "auroc", "token"),
@@ -98,7 +98,7 @@ def feature_details(data: RunData) -> dict[str, list[Any]]:
     return details
 
 
-def _contexts(data: RunData) -> list[Rows]:
+def _contexts(data: RunData) -> list[TableRows]:
     """Return the contexts of each feature alive, the largest activation first."""
     keys = zip(data.alive("seed").tolist(), data.alive("feature").tolist(), strict=True)
     return [data.contexts.get(key, []) for key in keys]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from saefast.evaluation.intervals import Interval, student_interval
-from saefast.report.run_data import Rows, RunData
+from saefast.report.run_data import RunData, TableRows
 from saefast.report.summary import explained_variance, group_by_seed, percent
 from saefast.run_records import EffectRecord, as_active
 
@@ -191,7 +191,7 @@ _FIND: tuple[Callable[[RunData], Iterator[KeyNumber]], ...] = (
 )
 
 
-def _range(rows: Rows, name: str) -> Interval:
+def _range(rows: TableRows, name: str) -> Interval:
     values = [row[name] for row in rows]
     return Interval(float(np.mean(values)), min(values), max(values))
 

@@ -42,7 +42,7 @@ from saefast.run_records import (
 )
 from saefast.train.checkpoint import RUN
 
-Rows = list[dict[str, Any]]
+TableRows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ class RunData:
         return self._record("subspace", f"{SUBSPACES}/{SKIPPED}", list[str]) or []
 
     @cached_property
-    def overlap(self) -> Rows:
+    def overlap(self) -> TableRows:
         """Rows of overlap.parquet."""
         return _rows(self.run / OVERLAP) if self.current("match") else []
 
     @cached_property
-    def subspaces(self) -> dict[str, Rows]:
+    def subspaces(self) -> dict[str, TableRows]:
         """Tables of `Subspaces` by name."""
         known = self.current("subspace")
         return {
@@ -113,7 +113,7 @@ class RunData:
         }
 
     @cached_property
-    def contributions(self) -> Rows:
+    def contributions(self) -> TableRows:
         """Rows of subspaces/contributions.parquet."""
         return _rows(self.run / SUBSPACES / CONTRIBUTIONS) if self.current("subspace") else []
 
@@ -153,9 +153,9 @@ class RunData:
         return {name: summary for name, summary in found.items() if summary is not None}
 
     @cached_property
-    def contexts(self) -> dict[tuple[int, int], Rows]:
+    def contexts(self) -> dict[tuple[int, int], TableRows]:
         """Text around the largest activations, by seed and feature."""
-        found: dict[tuple[int, int], Rows] = {}
+        found: dict[tuple[int, int], TableRows] = {}
         for row in _rows(self.run / CONTEXTS):
             found.setdefault((row["seed"], row["feature"]), []).append(row)
         return found
@@ -180,7 +180,7 @@ class RunData:
         }
 
     @cached_property
-    def metrics(self) -> Rows:
+    def metrics(self) -> TableRows:
         """Lines of metrics.jsonl."""
         path = self.run / "metrics.jsonl"
         if not path.is_file():
@@ -224,7 +224,7 @@ _SCORED = ("group", "score", "support", "low", "high", "soft", "similarity", "pa
 """Columns of features.parquet that the stability stage writes."""
 
 
-def _rows(path: Path) -> Rows:
+def _rows(path: Path) -> TableRows:
     table = read_table(path)
     return [] if table is None else table.to_pylist()
 

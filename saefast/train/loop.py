@@ -17,7 +17,7 @@ from saefast.activations.shuffled import Shuffled
 from saefast.activations.transfer import (
     DeviceTransfer,
     HostTransfer,
-    Rows,
+    TrainingRows,
     Transfer,
     check_finite,
     extremes,
@@ -197,7 +197,7 @@ class TrainingLoop:
         """Return copies of the SAEs of each run as they are now, for unscaled activations."""
         return [each.results() for each in self._runs]
 
-    def _with_variance(self, batch: Rows) -> Prepared:
+    def _with_variance(self, batch: TrainingRows) -> Prepared:
         rows = batch.x if batch.target is None else batch.target
         mean = column_sum(rows) / len(rows)
         squares = column_sum((rows - mean).square()).double().sum()

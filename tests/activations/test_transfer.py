@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saefast.activations import Batch, Prefetcher, TensorActivations
 from saefast.activations.protocol import stored_dtype
-from saefast.activations.transfer import DeviceTransfer, HostTransfer, Rows
+from saefast.activations.transfer import DeviceTransfer, HostTransfer, TrainingRows
 
 HALF, FULL, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 SCALES = (0.37, 1.7)
@@ -43,7 +43,7 @@ def made(
     return batches
 
 
-def as_taken(batches: list[Batch]) -> list[Rows]:
+def as_taken(batches: list[Batch]) -> list[TrainingRows]:
     """Return the same batches without a device."""
     transfer = HostTransfer(torch.device("cpu"), locate)
     return [transfer.take(item) for item in transfer.ahead(iter(batches), SCALES)]
@@ -54,7 +54,7 @@ def transfer_to(device: SimulatedDevice, depth: int = 1) -> DeviceTransfer:
         return DeviceTransfer(device, locate, depth)
 
 
-def columns(rows: Rows) -> list[Tensor]:
+def columns(rows: TrainingRows) -> list[Tensor]:
     return [rows.x] if rows.target is None else [rows.x, rows.target]
 
 
@@ -85,7 +85,7 @@ def test_every_batch_arrives_for_any_progress_of_streams(
     source = into_memory() if lying == "memory" else iter(batches)
     ahead = transfer.ahead(source, SCALES)
     waiting: deque[Any] = deque()
-    taken: list[Rows] = []
+    taken: list[TrainingRows] = []
     for choice in itertools.chain(choices, itertools.cycle(["read", "take"])):
         if len(taken) == len(batches):
             break

@@ -34,7 +34,7 @@ DRAWS = 20
 _NAN = float("nan")
 
 
-class Rows:
+class MeasureScores:
     """Scores of one measure.
 
     Args:

@@ -12,18 +12,18 @@ from saefast.evaluation.explaining.judging import WELL_EXPLAINED, Judged
 from saefast.evaluation.explaining.predicates import KINDS, UNCLEAR
 from saefast.evaluation.explaining.rules import CHANCE, FeatureRules
 from saefast.evaluation.explaining.sample import FeatureSample, rate_edges
-from saefast.evaluation.explaining.score_rows import Rows
+from saefast.evaluation.explaining.score_rows import MeasureScores
 from saefast.evaluation.intervals import Floats
 from saefast.evaluation.scores import TRAINED, Score
 
 _OF_JUDGE = (
-    Rows("specificity", floor=0.0, ceiling=0.5, least=-1.0, primary=True),
-    Rows("detection", floor=0.5, ceiling=1.0),
-    Rows(f"detection above {WELL_EXPLAINED}", ceiling=1.0),
-    Rows("detection shuffled", floor=0.5, rivals=False),
-    *(Rows(f"detection, silent: {kind}", floor=0.5, ceiling=1.0) for kind in SILENT_KINDS),
-    Rows("fuzzing", floor=0.5, ceiling=1.0),
-    Rows("unparsed", rivals=False),
+    MeasureScores("specificity", floor=0.0, ceiling=0.5, least=-1.0, primary=True),
+    MeasureScores("detection", floor=0.5, ceiling=1.0),
+    MeasureScores(f"detection above {WELL_EXPLAINED}", ceiling=1.0),
+    MeasureScores("detection shuffled", floor=0.5, rivals=False),
+    *(MeasureScores(f"detection, silent: {kind}", floor=0.5, ceiling=1.0) for kind in SILENT_KINDS),
+    MeasureScores("fuzzing", floor=0.5, ceiling=1.0),
+    MeasureScores("unparsed", rivals=False),
 )
 
 
@@ -51,7 +51,7 @@ def rule_scores(
         ("explained by a rule", CHANCE),
         *((f"explained by {kind}", float("nan")) for kind in KINDS),
     ):
-        rows = Rows(measure, floor=floor, ceiling=1.0)
+        rows = MeasureScores(measure, floor=floor, ceiling=1.0)
         values = {name: [its[measure] for its in each] for name, each in by_condition.items()}
         yield from rows.of_conditions(values)
         if groups[0]:

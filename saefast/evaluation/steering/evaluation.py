@@ -18,7 +18,7 @@ from saefast.evaluation.steering.inputs import (
     primary_outcome,
     sampled_items,
 )
-from saefast.evaluation.steering.latents import Rows
+from saefast.evaluation.steering.latents import SiteRows
 from saefast.evaluation.steering.outcomes import (
     Embedding,
     Outcome,
@@ -199,7 +199,7 @@ def steer(
         checks.whole(name, value)
         checks.at_least(name, value, 1)
     _check_choices(openers, strengths, rule, controls)
-    read = Rows(model, layer, activations, tokens, positions, corpus, rows, progress)
+    read = SiteRows(model, layer, activations, tokens, positions, corpus, rows, progress)
     width = Opening(model, layer, openers[0], batch_size=1).activations.shape[1]
     if read.d != width:
         raise ValueError(

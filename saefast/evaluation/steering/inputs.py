@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.evaluation.scores import TRAINED
-from saefast.evaluation.steering.latents import Rows
+from saefast.evaluation.steering.latents import SiteRows
 from saefast.evaluation.steering.outcomes import SELF, Member, Outcome
 from saefast.evaluation.steering.runs import Items
 from saefast.match.result import Matches
@@ -20,7 +20,7 @@ _PREFERRED = ("rule", "other seed", "judge", SELF)
 def sampled_items(
     every: Sequence[tuple[str, Sequence[SAE]]],
     groups: Sequence[Mapping[str, Tensor]],
-    rows: Rows,
+    rows: SiteRows,
     features: tuple[int, int],
     seed: int,
 ) -> Items:

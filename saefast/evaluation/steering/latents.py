@@ -88,7 +88,7 @@ class Latents:
         return unit
 
 
-class Rows:
+class SiteRows:
     """Activations at the site with their tokens, read as often as needed.
 
     Args:

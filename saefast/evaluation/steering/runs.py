@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saefast.evaluation.conditions import DIFFMEAN
-from saefast.evaluation.steering.latents import Latents, Rows
+from saefast.evaluation.steering.latents import Latents, SiteRows
 from saefast.evaluation.steering.outcomes import Continuations, Member, Outcome
 from saefast.evaluation.steering.scores import Sample
 from saefast.lm.generation import Edit, Opening, added, sampling_noise
@@ -48,7 +48,9 @@ class Items:
         seed: seed of random directions.
     """
 
-    def __init__(self, parts: Sequence[tuple[str, int, Latents]], rows: Rows, seed: int) -> None:
+    def __init__(
+        self, parts: Sequence[tuple[str, int, Latents]], rows: SiteRows, seed: int
+    ) -> None:
         each = [latents for _, _, latents in parts]
         self.parts = parts
         self.members: list[Member] = [
@@ -87,7 +89,7 @@ class Items:
     def __len__(self) -> int:
         return len(self.members)
 
-    def levels(self, rule: str, strengths: Sequence[float], rows: Rows) -> Tensor:
+    def levels(self, rule: str, strengths: Sequence[float], rows: SiteRows) -> Tensor:
         """Return the level of steering for each strength, [items, strengths] float64.
 
         The level is the length of the added vector or, where activations are clamped, the

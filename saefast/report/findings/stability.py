@@ -14,7 +14,7 @@ from saefast.report.findings.finding import (
     Finding,
     in_all,
 )
-from saefast.report.run_data import Rows, RunData
+from saefast.report.run_data import RunData, TableRows
 from saefast.report.summary import NULLS, pair_shares, percent, small
 
 _NULLS = {
@@ -149,7 +149,7 @@ def subspaces(data: RunData) -> Iterator[Finding]:
         )
 
 
-def _beyond_every_null(tests: Rows) -> list[bool]:
+def _beyond_every_null(tests: TableRows) -> list[bool]:
     """Return for each pair of SAEs whether their overlap lies beyond the range of every null."""
     pairs: dict[tuple[int, int], list[bool]] = {}
     for row in tests:
@@ -183,7 +183,7 @@ def contributions(data: RunData) -> Iterator[Finding]:
     )
 
 
-def _beyond_random(rows: Rows) -> str:
+def _beyond_random(rows: TableRows) -> str:
     """Return whether a group's contributions agree more than random features' in every pair."""
     significant = [row["r2_p"] is not None and row["r2_p"] <= _SIGNIFICANT for row in rows]
     verdict = in_all(significant)

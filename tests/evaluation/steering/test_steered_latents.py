@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.tiny_lm import TEXTS, llama, random_sae
 
-from saefast.evaluation.steering.latents import Rows
+from saefast.evaluation.steering.latents import SiteRows
 from saefast.evaluation.steering.runs import Items, Job, Plan, Settings, write
 from saefast.lm import LanguageModel
 from saefast.lm.generation import Opening, added
@@ -13,8 +13,8 @@ from saefast.lm.unembedding import unembed
 pytestmark = pytest.mark.usefixtures("light")
 
 
-def _rows(model: LanguageModel) -> Rows:
-    return Rows(model, 1, None, None, None, TEXTS, 1000, False)
+def _rows(model: LanguageModel) -> SiteRows:
+    return SiteRows(model, 1, None, None, None, TEXTS, 1000, False)
 
 
 def test_clamping_adds_the_missing_part_of_the_activation() -> None:
@@ -84,7 +84,7 @@ def test_peaks_are_the_most_active_token_of_each_context() -> None:
     x = torch.randn(300, 32, generator=torch.Generator().manual_seed(3))
     # Tokens are numbers of rows; the last context has 20 rows and follows a longer one.
     positions = torch.cat([torch.arange(280) % 40, torch.arange(20) + 1])
-    rows = Rows(llama(), 1, x, torch.arange(300), positions, None, 300, False)
+    rows = SiteRows(llama(), 1, x, torch.arange(300), positions, None, 300, False)
     dense = torch.zeros(300, 48).scatter_(1, sae.encode(x).indices, sae.encode(x).values)
     latents = rows.latents(sae, 48, {}, 0)
     for number, peaks in zip(latents.numbers.tolist(), latents.peaks, strict=True):
@@ -93,7 +93,7 @@ def test_peaks_are_the_most_active_token_of_each_context() -> None:
         assert sorted(peaks.tolist()) == sorted(want)
         values = dense[peaks, number]
         assert bool((values[1:] <= values[:-1]).all())
-    without = Rows(llama(), 1, x, None, None, None, 300, False).latents(sae, 48, {}, 0)
+    without = SiteRows(llama(), 1, x, None, None, None, 300, False).latents(sae, 48, {}, 0)
     assert not any(len(peaks) for peaks in without.peaks)
 
 
