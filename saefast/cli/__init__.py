@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from saefast.cli import evaluate, files, plan, runs, stages, sweep
-from saefast.cli.telling import is_first
+from saefast.cli.output import is_first
 from saefast.train.ranks.group import RankFailure
 
 COMMANDS: dict[str, Callable[..., Any]] = {

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from saefast.cli.runs import facts_of, staged
-from saefast.cli.telling import Json, called, tell
+from saefast.cli.output import Json, positional, print_result
+from saefast.cli.runs import facts_of, run_stages
 
 WORTH = "worth"
 NAMES = (WORTH, "probe", "explain", "steer", "edit", "absorb")
@@ -23,7 +23,7 @@ _TOPICS = ("Explained variance", "Controls", "Language model", "At equal frequen
 def evaluate(
     sources: Annotated[
         tyro.conf.Positional[tuple[str, ...]],
-        called("(RUN | SAE ...) [EVALUATION ...]", "(required)"),
+        positional("(RUN | SAE ...) [EVALUATION ...]", "(required)"),
     ],
     budget: Literal["quick", "full"] | None = None,
     tasks: Path | None = None,
@@ -74,7 +74,7 @@ def evaluate(
         draws: For worth, number of random sets of features for each group. None: as in the run,
             initially 5.
     """
-    paths, names = _parted(sources)
+    paths, names = _split_names(sources)
     of_run = len(paths) == 1 and not (model or site)
     given: dict[str, Any] = {"budget": budget, "tokens": tokens, "draws": draws}
     if beside is not None:
@@ -107,7 +107,7 @@ def evaluate(
     _of_saes(paths, names, (model, site, out), given, within, (dry_run, prices), json_output)
 
 
-def _parted(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
+def _split_names(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Split the positional arguments into paths and the names of evaluations after them."""
     named = list(sources)
     names: list[str] = []
@@ -156,7 +156,7 @@ def _of_run(
     settings = dataclasses.replace(kept, evaluate=_changed(kept.evaluate, given, within))
     dry_run, prices = counted
     if dry_run:  # the run keeps its settings, and no baseline is trained
-        staged(kept, run, "stability", json_output)
+        run_stages(kept, run, "stability", json_output)
         baselines = tuple(n for n in settings.evaluate.baselines if n not in TRAINABLE)
         how = dataclasses.replace(settings.evaluate, baselines=baselines)
         subject = subject_of_run(Job(run, kept, not json_output), how)
@@ -165,7 +165,7 @@ def _of_run(
     lines: list[str] = []
     facts: dict[str, Any] = {}
     stages = ["evaluate" if name == WORTH else name for name in names]
-    outcomes = staged(settings, run, stages, json_output)
+    outcomes = run_stages(settings, run, stages, json_output)
     for name in names:
         if name == WORTH:
             found = [each for each in findings_of(run) if each.topic in _TOPICS]
@@ -174,12 +174,12 @@ def _of_run(
         else:
             evaluation = kept_evaluation(run / EVALUATIONS, name)
             found = [each for each in findings_of(run) if each.topic == TITLES[name]]
-            facts[name] = {**_told(evaluation), "findings": [each._asdict() for each in found]}
+            facts[name] = {**_for_json(evaluation), "findings": [each._asdict() for each in found]}
             lines.append("\n".join([*evaluation.lines(), printed(found)]).rstrip())
     written = [path for each in outcomes if each.stage == stages[-1] for path in each.written]
     if names != [WORTH]:
         written += write_report(run)
-    tell("\n\n".join(lines), {**facts_of(outcomes), **facts}, written, json_output)
+    print_result("\n\n".join(lines), {**facts_of(outcomes), **facts}, written, json_output)
 
 
 def _of_saes(
@@ -204,9 +204,9 @@ def _of_saes(
         _count(names, subject, how, prices, json_output)
         return
     found = {name: evaluated(name, EVALUATIONS[name], subject, how) for name in names}
-    tell(
+    print_result(
         "\n\n".join("\n".join(each.lines()) for each in found.values()),
-        {name: _told(each) for name, each in found.items()},
+        {name: _for_json(each) for name, each in found.items()},
         [out / "scores.parquet", *(out / f"{name}.json" for name in names)],
         json_output,
     )
@@ -228,10 +228,10 @@ def _count(
         for name in names
         for note in stages[name].measure(subject, how, dry_run=True, prices=prices).notes
     ]
-    tell("\n".join(notes), {"notes": notes}, [], json_output)
+    print_result("\n".join(notes), {"notes": notes}, [], json_output)
 
 
-def _told(evaluation: Any) -> dict[str, Any]:
+def _for_json(evaluation: Any) -> dict[str, Any]:
     """Return the overall scores, noise and notes of an evaluation for --json."""
     rows = [
         {name: _finite(value) for name, value in dataclasses.asdict(score).items()}

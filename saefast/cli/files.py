@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from saefast.cli.telling import Json, called, tell
+from saefast.cli.output import Json, positional, print_result
 
 
 def harvest(
-    model: Annotated[tyro.conf.Positional[str], called("MODEL")],
+    model: Annotated[tyro.conf.Positional[str], positional("MODEL")],
     out: Path,
     site: str = "resid.12",
     tokens: int = 200_000,
@@ -89,12 +89,14 @@ def harvest(
         resume=True,
         progress=bars,
     )
-    tell(f"{tokens:,} activations of {model} at {site}", {"rows": tokens}, [path], json_output)
+    print_result(
+        f"{tokens:,} activations of {model} at {site}", {"rows": tokens}, [path], json_output
+    )
 
 
 def convert(
-    source: Annotated[tyro.conf.Positional[str], called("SOURCE")],
-    target: Annotated[tyro.conf.Positional[Path], called("TARGET")],
+    source: Annotated[tyro.conf.Positional[str], positional("SOURCE")],
+    target: Annotated[tyro.conf.Positional[Path], positional("TARGET")],
     to: str = "sae_lens",
     format: str = "auto",
     allow_pickle: bool = False,
@@ -135,12 +137,12 @@ def convert(
         revision=revision,
         sae_id=sae_id,
     )
-    tell(f"{source} as {to}", {"format": to}, [path], json_output)
+    print_result(f"{source} as {to}", {"format": to}, [path], json_output)
 
 
 def push(
-    source: Annotated[tyro.conf.Positional[Path], called("SAE | RUN")],
-    repository: Annotated[tyro.conf.Positional[str], called("REPOSITORY")],
+    source: Annotated[tyro.conf.Positional[Path], positional("SAE | RUN")],
+    repository: Annotated[tyro.conf.Positional[str], positional("REPOSITORY")],
     subfolder: str | None = None,
     revision: str | None = None,
     to: str = "sae_lens",
@@ -180,11 +182,11 @@ def push(
         commits.append(commit)
     number = f"{len(saes)} SAE{'s' if len(saes) > 1 else ''}"
     sentence = f"published {number} of {source}: {commits[-1]}"
-    tell(sentence, {"commits": commits}, [], json_output)
+    print_result(sentence, {"commits": commits}, [], json_output)
 
 
 def verify(
-    path: Annotated[tyro.conf.Positional[Path], called("SAE | STORE | RUN | SWEEP | FILE")],
+    path: Annotated[tyro.conf.Positional[Path], positional("SAE | STORE | RUN | SWEEP | FILE")],
     json_output: Json = False,
 ) -> int:
     """Find damaged files by the checksums that are saved with them.
@@ -214,12 +216,12 @@ def verify(
     sentence = "".join(f"{damage}\n" for damage in damages)
     sentence += f"files that are damaged or missing: {len({damage.path for damage in damages})}; "
     sentence += f"intact: {intact}; readable, without checksums: {len(without)}"
-    tell(sentence, facts, [], json_output)
+    print_result(sentence, facts, [], json_output)
     return 1 if damages else 0
 
 
 def bench(
-    case: Annotated[tyro.conf.Positional[str], called("CASE")],
+    case: Annotated[tyro.conf.Positional[str], positional("CASE")],
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Time one case in comparison with other libraries, in a checkout of the repository.
@@ -256,11 +258,11 @@ def info(json_output: Json = False) -> None:
             continue
         print(f"{key}:")
         for name, fact in value.items():
-            print(f"  {name}: {_said(fact)}")
+            print(f"  {name}: {_in_words(fact)}")
     print(f"faster: {'; '.join(faster) or 'nothing that this machine could use is missing'}")
 
 
-def _said(fact: Any) -> str:
+def _in_words(fact: Any) -> str:
     """Format a fact as text."""
     if isinstance(fact, list):
         return ", ".join(map(str, fact))

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from saefast.cli.telling import Json, called, tell
+from saefast.cli.output import Json, positional, print_result
 from saefast.cli.train_options import chosen, train_options
 
 
 def plan(
-    what: Annotated[tyro.conf.Positional[Literal["train"]], called("train")],
+    what: Annotated[tyro.conf.Positional[Literal["train"]], positional("train")],
     d: int,
     options: Annotated[Any, tyro.conf.arg(name="", constructor=train_options())],
     d_out: int | None = None,
@@ -66,4 +66,4 @@ def plan(
         "fits_together": planned.fits_together,
         "smallest": planned.smallest,
     }
-    tell(planned.as_text(), facts, [], json_output)
+    print_result(planned.as_text(), facts, [], json_output)

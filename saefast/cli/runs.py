@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from saefast.cli.telling import Json, called, is_first, tell
+from saefast.cli.output import Json, is_first, positional, print_result
 from saefast.cli.train_options import chosen, train_options
 
 
@@ -26,11 +26,11 @@ def demo(out: Path = Path("saefast-demo"), quick: bool = False, json_output: Jso
     """
     from saefast.pipeline import PRESETS
 
-    _whole(PRESETS["quick" if quick else "demo"], out, "report", json_output)
+    _run_and_print(PRESETS["quick" if quick else "demo"], out, "report", json_output)
 
 
 def run(
-    config: Annotated[tyro.conf.Positional[str], called("SETTINGS")],
+    config: Annotated[tyro.conf.Positional[str], positional("SETTINGS")],
     out: Path | None = None,
     until: str = "report",
     json_output: Json = False,
@@ -53,11 +53,11 @@ def run(
         _lowrank(Path("runs") / config if out is None else out, json_output)
         return
     if config in PRESETS:
-        _whole(PRESETS[config], out or Path("runs") / config, until, json_output)
+        _run_and_print(PRESETS[config], out or Path("runs") / config, until, json_output)
     elif path.is_dir():
-        _whole(settings_of(path), out or path, until, json_output)
+        _run_and_print(settings_of(path), out or path, until, json_output)
     elif path.is_file():
-        _whole(read_settings(path), out or Path("runs") / path.stem, until, json_output)
+        _run_and_print(read_settings(path), out or Path("runs") / path.stem, until, json_output)
     else:
         raise FileNotFoundError(
             f"{config} is neither a file nor a folder nor one of {', '.join(PRESETS)}, "
@@ -66,7 +66,7 @@ def run(
 
 
 def train(
-    activations: Annotated[tyro.conf.Positional[Path], called("ACTIVATIONS")],
+    activations: Annotated[tyro.conf.Positional[Path], positional("ACTIVATIONS")],
     out: Path,
     options: Annotated[Any, tyro.conf.arg(name="", constructor=train_options())],
     held_out: Path | None = None,
@@ -91,7 +91,7 @@ def train(
     stores = StoreSettings(_absolute(activations), "" if held_out is None else _absolute(held_out))
     trainer = dataclasses.replace(trainer, initial=tuple(map(_absolute, trainer.initial)))
     settings = RunSettings(stores, config, trainer)
-    outcomes = staged(settings, out, "train", json_output)
+    outcomes = run_stages(settings, out, "train", json_output)
     if not is_first():
         return
     number = len(config.seeds)
@@ -106,7 +106,7 @@ def train(
         f"{there} of width {data['d']:,}"
     )
     written = [out / "run.json", *(out / config.label(seed) for seed in config.seeds)]
-    tell(sentence, facts_of(outcomes), written, json_output)
+    print_result(sentence, facts_of(outcomes), written, json_output)
 
 
 def _absolute(path: str | Path) -> str:
@@ -114,20 +114,20 @@ def _absolute(path: str | Path) -> str:
     return str(Path(path).resolve())
 
 
-def _whole(settings: Any, out: Path, until: str, json_output: bool) -> None:
-    outcomes = staged(settings, out, until, json_output)
+def _run_and_print(settings: Any, out: Path, until: str, json_output: bool) -> None:
+    outcomes = run_stages(settings, out, until, json_output)
     written = [path for each in outcomes for path in each.written]
     if until != "report":
-        tell(f"{until} is finished", facts_of(outcomes), written, json_output)
+        print_result(f"{until} is finished", facts_of(outcomes), written, json_output)
         return
     from saefast.report import findings_of, printed
 
     found = findings_of(out)
     facts = {**facts_of(outcomes), "findings": [each._asdict() for each in found]}
-    tell(printed(found), facts, [out / "report.html"], json_output)
+    print_result(printed(found), facts, [out / "report.html"], json_output)
 
 
-def staged(settings: Any, out: Path, until: str | Sequence[str], json_output: bool) -> Any:
+def run_stages(settings: Any, out: Path, until: str | Sequence[str], json_output: bool) -> Any:
     """Run the stages up to one or several of them, with a line on stderr when each begins."""
     from saefast.pipeline import run_pipeline
 
@@ -156,4 +156,6 @@ def _lowrank(out: Path, json_output: bool) -> None:
     from saefast.studies import run_lowrank
 
     found = run_lowrank(out, progress=not json_output)
-    tell(found.as_text(), {"rows": found.to_table().to_pylist()}, found.written, json_output)
+    print_result(
+        found.as_text(), {"rows": found.to_table().to_pylist()}, found.written, json_output
+    )

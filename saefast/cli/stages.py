@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from saefast.cli.runs import facts_of, staged
+from saefast.cli.output import Json, positional, print_result
+from saefast.cli.runs import facts_of, run_stages
 from saefast.cli.sweep import share_from
-from saefast.cli.telling import Json, called, tell
 
 if TYPE_CHECKING:
     from saefast.match.features import MatchOptions
 
-Run = Annotated[tyro.conf.Positional[Path], called("RUN")]
+Run = Annotated[tyro.conf.Positional[Path], positional("RUN")]
 Threshold = float | Literal["null"]
 
 _TOPICS = {
@@ -28,7 +28,7 @@ _TOPICS = {
 
 def match(
     sources: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]], called("RUN | SAE SAE ...", "(required)")
+        tyro.conf.Positional[tuple[Path, ...]], positional("RUN | SAE SAE ...", "(required)")
     ],
     out: Path | None = None,
     one_to_one: bool = False,
@@ -82,7 +82,9 @@ def match(
     written = [] if out is None else [out / f"{pair}.parquet" for pair in shares]
     facts = {"shared_at_0.7": shares}
     kind = "absolute cosine" if absolute else "cosine"
-    tell(f"share of features with a partner of {kind} 0.7: {sentence}", facts, written, json_output)
+    print_result(
+        f"share of features with a partner of {kind} 0.7: {sentence}", facts, written, json_output
+    )
 
 
 def _matched(
@@ -233,7 +235,7 @@ def report(
         written = list(reversed(write_table_and_report(sweep)))
     else:
         written = write_report(run, figures=figures, png=png)
-    tell(f"report of {run}", {"report": str(written[0])}, written, json_output)
+    print_result(f"report of {run}", {"report": str(written[0])}, written, json_output)
 
 
 def dashboards(
@@ -261,10 +263,10 @@ def dashboards(
     from saefast.pipeline.job import Job
 
     settings = settings_of(run)
-    staged(settings, run, "statistics", json_output)
+    run_stages(settings, run, "statistics", json_output)
     job = Job(run, settings, not json_output)
     written = write_dashboards(job, out, name=name, features=features, strict=strict)
-    tell(f"dashboards of {run}", {"files": len(written)}, written, json_output)
+    print_result(f"dashboards of {run}", {"files": len(written)}, written, json_output)
 
 
 def _stage(run: Path, name: str, given: dict[str, Any], json_output: bool) -> None:
@@ -277,10 +279,10 @@ def _stage(run: Path, name: str, given: dict[str, Any], json_output: bool) -> No
     if changed:
         part = dataclasses.replace(getattr(settings, name), **changed)
         settings = dataclasses.replace(settings, **{name: part})
-    outcomes = staged(settings, run, name, json_output)
+    outcomes = run_stages(settings, run, name, json_output)
     found = [each for each in findings_of(run) if each.topic in _TOPICS[name]]
     facts = {**facts_of(outcomes), "findings": [each._asdict() for each in found]}
-    tell(printed(found) or f"{name} is finished", facts, outcomes[-1].written, json_output)
+    print_result(printed(found) or f"{name} is finished", facts, outcomes[-1].written, json_output)
 
 
 def _shared(matches: Any) -> float:

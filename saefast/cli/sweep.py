@@ -7,11 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from saefast.cli.telling import Json, called, tell
+from saefast.cli.output import Json, positional, print_result
 
 
 def sweep(
-    config: Annotated[tyro.conf.Positional[Path], called("FILE")],
+    config: Annotated[tyro.conf.Positional[Path], positional("FILE")],
     out: Path,
     until: str = "report",
     on: str = "local",
@@ -57,7 +57,7 @@ def sweep(
                 f"on must be local for a plan, which measures this machine, got {on!r}"
             )
         planned = plan_sweep(cells, out, until=until, processes=processes, share=part, tell=show)
-        tell(planned.as_text(), dataclasses.asdict(planned), [], json_output)
+        print_result(planned.as_text(), dataclasses.asdict(planned), [], json_output)
         return
     outcome = run_sweep(
         cells,
@@ -80,7 +80,7 @@ def sweep(
     written = [outcome.results, outcome.report]
     facts = dataclasses.asdict(outcome)
     facts |= {"results": str(outcome.results), "report": str(outcome.report)}
-    tell("\n".join(lines), facts, written, json_output)
+    print_result("\n".join(lines), facts, written, json_output)
     if outcome.failed:
         raise OSError(
             f"{len(outcome.failed)} of {outcome.cells} cells failed; {outcome.results} lists the "

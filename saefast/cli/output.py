@@ -16,12 +16,12 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def called(name: str, default: str | None = None) -> Any:
+def positional(name: str, default: str | None = None) -> Any:
     """Return the name and the default that the help shows for a positional argument."""
     return tyro.conf.arg(metavar=name, help_behavior_hint=default)
 
 
-def tell(
+def print_result(
     sentence: str, facts: Mapping[str, Any], written: Iterable[Path], json_output: bool
 ) -> None:
     """Print the result of a command, as text or as one JSON object."""
