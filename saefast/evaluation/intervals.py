@@ -47,7 +47,7 @@ def two_way_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) ->
     return interval_of_draws(_mean(table), _resampled(table, seeds, tasks))
 
 
-def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
+def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Interval:
     """Bootstrap the difference of two means, mean(a) - mean(b).
 
     Every resample holds the same tasks for both, and the same seeds where both have as many.
@@ -56,7 +56,6 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = D
         a: [seeds, tasks].
         b: [seeds, tasks]; the same tasks, any number of seeds.
         seed: seed of the draws.
-        draws: number of resamples.
 
     Returns:
         Difference of the means with its interval.
@@ -68,21 +67,21 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0, draws: int = D
             f"{second.shape[1]}"
         )
     generator = np.random.default_rng(seed)
-    tasks = _counts(generator, first.shape[1], draws)
-    seeds = _counts(generator, first.shape[0], draws)
+    tasks = _counts(generator, first.shape[1], DRAWS)
+    seeds = _counts(generator, first.shape[0], DRAWS)
     paired = len(first) == len(second)
-    others = seeds if paired else _counts(generator, second.shape[0], draws)
+    others = seeds if paired else _counts(generator, second.shape[0], DRAWS)
     drawn = _resampled(first, seeds, tasks) - _resampled(second, others, tasks)
     return interval_of_draws(_mean(first) - _mean(second), drawn)
 
 
-def mean_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
+def mean_interval(values: ArrayLike) -> Interval:
     """Bootstrap the mean of values [n] over items; NaN are left out."""
     items = np.asarray(values, dtype=np.float64).ravel()
     items = items[~np.isnan(items)]
     if not len(items):
         return NOWHERE
-    return two_way_interval(items[None], seed=seed, draws=draws)
+    return two_way_interval(items[None])
 
 
 def student_interval(values: ArrayLike) -> Interval:
@@ -210,14 +209,13 @@ def auroc_interval(labels: ArrayLike, scores: ArrayLike) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def smallest_difference(noise: float, runs: int = 1) -> float:
-    """Return the smallest significant difference between two means of `runs` runs.
+def smallest_difference(noise: float) -> float:
+    """Return the smallest significant difference between two runs of an evaluation.
 
     Args:
-        noise: standard deviation of one run over seeds of the evaluation.
-        runs: number of runs behind each mean.
+        noise: standard deviation of a run over seeds of the evaluation.
     """
-    return _NORMAL * float(np.sqrt(2 / runs)) * noise
+    return _NORMAL * float(np.sqrt(2)) * noise
 
 
 def gap_closed(value: float, floor: float, ceiling: float, noise: float = 0.0) -> float:

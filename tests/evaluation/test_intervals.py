@@ -122,7 +122,6 @@ def test_a_gap_hidden_by_noise_is_not_closed():
 
 def test_the_smallest_difference_shrinks_with_runs():
     assert smallest_difference(0.01) == pytest.approx(1.96 * math.sqrt(2) * 0.01, rel=1e-4)
-    assert smallest_difference(0.01, runs=4) == pytest.approx(smallest_difference(0.01) / 2)
 
 
 def test_equal_items_have_an_interval():

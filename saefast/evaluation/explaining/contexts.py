@@ -147,9 +147,7 @@ def token_text(
     )
 
 
-def text_of_sequences(
-    sequences: Sequence[Sequence[int]], tokenizer: Any, *, window: int = WINDOW
-) -> TokenText:
+def text_of_sequences(sequences: Sequence[Sequence[int]], tokenizer: Any) -> TokenText:
     """Build a text whose contexts are given sequences of tokens, such as generated texts.
 
     All rows are in the scoring half.
@@ -157,7 +155,6 @@ def text_of_sequences(
     Args:
         sequences: numbers of tokens; no sequence may be empty.
         tokenizer: tokenizer of the numbers.
-        window: number of tokens in a window.
 
     Returns:
         The text, with a context for each sequence.
@@ -166,7 +163,7 @@ def text_of_sequences(
         raise ValueError("sequences must be one or more lists of tokens, none of them empty")
     distinct, token = np.unique(np.concatenate(sequences), return_inverse=True)
     strings = token_strings(tokenizer, distinct.tolist())
-    return _text_of_contexts(token, strings, [len(each) for each in sequences], window)
+    return _text_of_contexts(token, strings, [len(each) for each in sequences])
 
 
 def text_of_pieces(texts: Sequence[Sequence[str]]) -> TokenText:
@@ -183,9 +180,7 @@ def text_of_pieces(texts: Sequence[Sequence[str]]) -> TokenText:
     return _text_of_contexts(np.array(token), list(numbers), [len(each) for each in texts])
 
 
-def _text_of_contexts(
-    token: Integers, strings: Sequence[str], lengths: Sequence[int], window: int = WINDOW
-) -> TokenText:
+def _text_of_contexts(token: Integers, strings: Sequence[str], lengths: Sequence[int]) -> TokenText:
     """Build a text from contexts of given lengths, with all rows in the scoring half."""
     context = np.repeat(np.arange(len(lengths)), lengths)
     return TokenText(
@@ -194,7 +189,7 @@ def _text_of_contexts(
         context=context,
         after_gap=np.diff(context, prepend=-1) != 0,
         explaining=np.zeros(len(token), dtype=bool),
-        size=window,
+        size=WINDOW,
     )
 
 
