@@ -1,11 +1,12 @@
 """Command line, in which each command calls one function of the library."""
 
+import functools
 import inspect
 import os
 import re
 import select
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from saefast.cli import evaluate, files, plan, runs, stages, sweep
@@ -35,8 +36,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 _DESCRIPTION = """Train sparse autoencoders fast, and measure which of their features to trust.
 
-Start with `saefast demo`. Every command prints the paths that it wrote. After Ctrl-C, the same
-command resumes from the files in its folder. --debug shows the traceback of an error."""
+Start with `saefast demo`; `saefast COMMAND --help` shows the options of a command. Every command
+prints the paths that it wrote. After Ctrl-C, the same command resumes from the files in its folder.
+--debug shows the traceback of an error."""
 
 
 INTERRUPTED = 130
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     try:
         code = tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
+            _summarised(COMMANDS) if given[:1] in (["-h"], ["--help"]) else COMMANDS,
             prog="saefast",
             description=_DESCRIPTION,
             args=[argument for argument in given if argument != "--debug"],
@@ -104,6 +106,20 @@ def _discard_unread_output() -> bool:
     os.dup2(discarded, output)
     os.close(discarded)
     return True
+
+
+def _summarised(commands: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """Return the commands with the first sentence of their help, for the list of all of them."""
+
+    def summarised(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def same(*given: Any, **named: Any) -> Any:
+            return command(*given, **named)
+
+        same.__doc__ = (command.__doc__ or "").partition("\n\n")[0]
+        return same
+
+    return {name: summarised(command) for name, command in commands.items()}
 
 
 def _flowing(doc: str) -> str:

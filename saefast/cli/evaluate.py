@@ -74,8 +74,11 @@ def evaluate(
         draws: For worth, number of random sets of features for each group. None: as in the run,
             initially 5.
     """
+    from saefast.formats.sae_folders import holds_sae
+
     paths, names = _split_names(sources)
-    of_run = len(paths) == 1 and not (model or site)
+    is_sae = paths[0].is_file() or holds_sae(paths[0])
+    of_run = len(paths) == 1 and not (model or site or is_sae)
     given: dict[str, Any] = {"budget": budget, "tokens": tokens, "draws": draws}
     if beside is not None:
         given["beside"] = tuple(str(path.resolve()) for path in beside)

@@ -26,16 +26,16 @@ def plan(
 
     For example: saefast plan train --d 4096 --latents 131072 --seeds 0 --ranks 8
 
-    Bytes and calls are exact, unless they depend on the rows. The speeds of
-    this machine are measured in a few seconds, and a rank is assumed to have a machine like it for
-    itself; GPUs are a model, and cannot be used by several ranks yet.
+    Bytes and calls are exact, unless they depend on the rows. The speeds of this machine are
+    measured in a few seconds, and every process is assumed to have such a machine for itself. GPUs
+    are models: several processes cannot train on them yet.
 
     Args:
         what: The command to plan: train, whose options are the same.
         d: Width of the rows.
         d_out: Width of the reconstructed rows of a transcoder. None: d.
         ranks: Number of processes.
-        kind: Machine of a rank: this one, or a GPU with a network as a model.
+        kind: Machine of a process: this one, or a model of a GPU with its network.
         network: Gigabits per second that a process receives, with --kind this.
         latency: Microseconds of an exchange without data, with --kind this.
         memory: Gigabytes of memory of a machine. None: as usual for its kind.

@@ -91,10 +91,13 @@ def _matched(
     sources: Sequence[Path], out: Path | None, progress: bool, how: "MatchOptions"
 ) -> dict[str, float]:
     """Match all pairs in this process, and return the share of shared features of each."""
+    from saefast.formats.sae_folders import saes_at
     from saefast.match.all_pairs import match_all
     from saefast.storage import load_dictionaries
+    from saefast.sweep.match_driver import check_widths
 
     each = load_dictionaries(*sources, encoder=how["side"] == "encoder")
+    check_widths(each, [path for source in sources for path in saes_at(source)])
     found = match_all(each, out=out, resume=True, progress=progress, **how)
     return {f"{s}-{t}": _shared(found[s, t]) for s, t in found if s < t}
 

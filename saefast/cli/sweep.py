@@ -25,7 +25,8 @@ def sweep(
 
     For example: saefast sweep sweep.toml --out sweeps/first
 
-    The file has a base and a grid, as the guide on sweeps shows. Every cell is a run in OUT/cells;
+    The file has a base, which is a preset or a file for saefast run, and a table [grid] with a list
+    of values for each setting, such as "train.k" = [16, 32]. Every cell is a run in OUT/cells;
     OUT/results.parquet has a row for each cell and SAE, and OUT/report.html shows every measure
     over every axis of the grid. A failed cell is retried once; if it fails again, its reason is
     reported, and the other cells continue.

@@ -18,19 +18,20 @@ def saes_at(path: Path) -> list[Path]:
     Raises:
         FileNotFoundError: the folder holds no SAE, nor do the folders in it.
     """
-    if not path.is_dir() or _holds_sae(path):
+    if not path.is_dir() or holds_sae(path):
         return [path]
     folders = sorted((p for p in path.iterdir() if p.is_dir() and p.name[0] != "."), key=_numbers)
-    saes = [folder for folder in folders if _holds_sae(folder)]
+    saes = [folder for folder in folders if holds_sae(folder)]
     seeds = [folder for folder in saes if re.fullmatch(r"seed-?\d+", folder.name)]
     if seeds or saes:
         return seeds or saes  # a run may hold SAEs derived from its seeds, such as a pooled one
-    deeper = [f for f in folders if any(_holds_sae(g) for g in f.iterdir() if g.is_dir())]
+    deeper = [f for f in folders if any(holds_sae(g) for g in f.iterdir() if g.is_dir())]
     hint = f"; give one of its folders: {', '.join(f.name for f in deeper[:8])}" if deeper else ""
     raise FileNotFoundError(f"{path} holds no SAE, nor do the folders in it{hint}")
 
 
-def _holds_sae(folder: Path) -> bool:
+def holds_sae(folder: Path) -> bool:
+    """Return whether a folder holds the files of one SAE."""
     try:
         return weights_in(folder) is not None
     except ValueError:

@@ -59,9 +59,12 @@ def read_sweep(path: Path) -> Sweep:
         The sweep.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is not TOML, or its settings are invalid.
         TypeError: a setting has a wrong type.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file; give a sweep file (.toml) with a [grid]")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

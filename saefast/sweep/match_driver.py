@@ -65,7 +65,7 @@ def match_by_processes(
     # Only widths and sizes are needed here: workers read the rows and verify them.
     dictionaries = load_dictionaries(*paths, encoder=encoder, verify=False)
     files = [str(path.resolve()) for given in paths for path in saes_at(Path(given))]
-    _check(dictionaries, files)
+    check_widths(dictionaries, files)
     pairs = list(combinations(range(len(files)), 2))
     if share is not None:
         check_share(share)
@@ -104,8 +104,13 @@ def match_by_processes(
     return [pair_file(folder, *pair) for pair in pairs]
 
 
-def _check(dictionaries: Sequence[Dictionary], files: Sequence[str]) -> None:
-    """Raise ValueError unless there are two or more dictionaries of one width."""
+def check_widths(dictionaries: Sequence[Dictionary], files: Sequence[str | Path]) -> None:
+    """Raise a ValueError that names a file unless two or more dictionaries have one width.
+
+    Args:
+        dictionaries: the dictionaries.
+        files: file or folder of each.
+    """
     if len(files) < 2:
         raise ValueError(f"paths must hold at least 2 SAEs of different seeds, got {len(files)}")
     width = dictionaries[0].W_dec.shape[1]

@@ -233,6 +233,9 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
         (["stability", "nothing-there"], "start a run with"),
         (["report", "nothing-there"], "holds no run"),
         (["match"], "at least two SAEs"),
+        (["match", "sae", "wide"], "wide must have the width of sae, 2, got 3"),
+        (["evaluate", "sae", "probe"], "model and site must both be given for SAEs without a run"),
+        (["sweep", "none.toml", "--out", "sweeps"], "none.toml is not a file; give a sweep file"),
         (["bench", "encode"], "in a checkout"),
         (
             ["run", "one.json"],
@@ -255,6 +258,8 @@ def test_errors_are_printed_in_one_line(
     (tmp_path / "one.json").write_text('{"planted": {}, "train": {"latents": 64, "seeds": [3]}}')
     with StoreWriter("store", 2) as store:
         store.append(torch.ones(1, 2))
+    for name, width in (("sae", 2), ("wide", 3)):
+        saefast.save_sae(saefast.SAE(width, 4, k=1, seed=0), name)
     before = sorted(tmp_path.rglob("*"))
     assert main(arguments) == 1
     assert sorted(tmp_path.rglob("*")) == before
@@ -290,6 +295,17 @@ def test_help_wraps_lines_at_the_terminal_width(
     printed = capsys.readouterr().out
     assert "a folder, a GGUF file, or a name on the Hugging Face hub." in printed
     assert "For example: saefast harvest" in printed
+
+
+def test_the_list_of_commands_has_a_sentence_for_each(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(f"• {name} " in printed for name in COMMANDS)
+    assert "For example" not in printed
+    with pytest.raises(SystemExit):  # the whole text is left where one command is asked for
+        main(["train", "--help"])
+    assert "For example" in capsys.readouterr().out
 
 
 def test_shells_complete_commands(tmp_path: Path) -> None:
