@@ -10,6 +10,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _DATE = "1700000000"
 """Seconds since 1970 that SOURCE_DATE_EPOCH sets, by which both builds date their files"""
@@ -18,8 +19,10 @@ _DATE = "1700000000"
 def built(source: Path, folder: Path) -> tuple[str, str]:
     """Build a wheel in a new folder; return its name and its SHA-256."""
     folder.mkdir()
+    # Python 3.11.2, of Debian 12, has no filters yet, which later versions ask for.
+    how: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(source) as archive:
-        archive.extractall(folder, filter="data")
+        archive.extractall(folder, **how)
     (unpacked,) = folder.iterdir()
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, unpacked]
     subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": _DATE})
