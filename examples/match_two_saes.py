@@ -31,22 +31,23 @@ def main() -> None:
     parser.add_argument("saes", nargs="*", type=Path, help="two SAEs on disk")
     parser.add_argument("--threshold", type=float, default=0.7, help="least cosine of a match")
     parser.add_argument("--out", type=Path, default=Path("partners.parquet"))
-    asked = parser.parse_args()
-    if len(asked.saes) not in (0, 2):
+    options = parser.parse_args()
+    if len(options.saes) not in (0, 2):
         parser.error("give two SAEs, or none")
     with tempfile.TemporaryDirectory() as folder:
-        match(*(asked.saes or two_small_ones(Path(folder))), asked.threshold, asked.out)
+        match(*(options.saes or two_small_saes(Path(folder))), options.threshold, options.out)
 
 
 def match(a: Path, b: Path, threshold: float, out: Path) -> None:
     """Print the shares of common features, and write the partners."""
     # Mapped from disk instead of read, so that files may be larger than memory.
     one, other = saefast.load_dictionaries(a, b, encoder=True)
-    for path, its in ((a, one), (b, other)):
-        print(f"{path}: {its.m} features, {int((~its.alive).sum())} dead as far as the file says")
+    for path, dictionary in ((a, one), (b, other)):
+        dead = int((~dictionary.alive).sum())
+        print(f"{path}: {dictionary.m} features, {dead} of which never fire according to the file")
 
     overlap = saefast.measure_overlap(one, other, thresholds=[threshold], signs=["signed"])
-    print(f"share of the first's features that the second has, from cosine {threshold:g} on:")
+    print(f"features of the first SAE with a cosine of {threshold:g} or more in the second:")
     for side in ("decoder", "encoder", "both"):
         shared = overlap.find("shared", match="nearest", side=side, of="a")
         print(f"  by {side:8} {shared.value:.3f}   (random directions: {shared.null:.1g})")
@@ -74,7 +75,7 @@ def match(a: Path, b: Path, threshold: float, out: Path) -> None:
     print(f"wrote {out}")
 
 
-def two_small_ones(folder: Path) -> tuple[Path, Path]:
+def two_small_saes(folder: Path) -> tuple[Path, Path]:
     """Train SAEs on 128 planted features, and save them in the formats of SAELens and sparsify."""
     rows = PlantedWorld.create(128, 32, active=4).sample(20_000, 0)
     config = saefast.TrainConfig(

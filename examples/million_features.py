@@ -32,14 +32,14 @@ def main() -> None:
     parser.add_argument("--saes", nargs=2, type=Path, help="two SAEs on disk instead")
     parser.add_argument("--neighbours", type=int, default=16, help="length of the first lists")
     parser.add_argument("--memory", type=float, default=2.0, help="gigabytes for blocks")
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
-    if asked.saes:  # mapped from disk: blocks are read when they are compared
-        a, b = (its.W_dec for its in saefast.load_dictionaries(*asked.saes))
+    if options.saes:  # mapped from disk: blocks are read when they are compared
+        a, b = (each.W_dec for each in saefast.load_dictionaries(*options.saes))
         truth = None
     else:
-        a, b, truth = made_up(asked.m, asked.d)
-    size = {"neighbours": asked.neighbours, "memory": asked.memory}
+        a, b, truth = made_up(options.m, options.d)
+    size = {"neighbours": options.neighbours, "memory": options.memory}
     print(saefast.plan_matching(max(len(a), len(b)), a.shape[1], **size).sentences(), flush=True)
 
     start = time.perf_counter()

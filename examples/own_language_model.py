@@ -1,4 +1,4 @@
-"""Find the features of a layer of your language model to trust, and the text on which they fire.
+"""Find out which features of a layer of your language model to trust, and on which text they fire.
 
     python examples/own_language_model.py
     python examples/own_language_model.py EleutherAI/pythia-160m --site resid.6 --text corpus/ \
@@ -37,30 +37,30 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=5e-3)
     parser.add_argument("--out", type=Path, default=Path("runs/own-language-model"))
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
-    model = load_model(asked.model)
-    corpus = text_files(asked.text) if asked.text else builtin_corpus()
+    model = load_model(options.model)
+    corpus = text_files(options.text) if options.text else builtin_corpus()
     (store,) = harvest(
         model,
-        asked.site,
-        out=asked.out / "store",
-        tokens=asked.tokens,
+        options.site,
+        out=options.out / "store",
+        tokens=options.tokens,
         corpus=corpus.train(),
-        context=asked.context,
+        context=options.context,
         resume=True,  # resumes after Ctrl-C, like the training
     )
 
     config = saefast.TrainConfig(
-        latents=asked.latents,
-        k=asked.k,
+        latents=options.latents,
+        k=options.k,
         seeds=(0, 1, 2),
-        tokens=asked.epochs * asked.tokens,
-        batch_size=asked.batch_size,
-        lr=asked.lr,
-        auxk=saefast.AuxK(dead_after=asked.tokens),
+        tokens=options.epochs * options.tokens,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        auxk=saefast.AuxK(dead_after=options.tokens),
     )
-    saes = saefast.train_saes(store, config, out=asked.out, resume=True)
+    saes = saefast.train_saes(store, config, out=options.out, resume=True)
 
     stability = saefast.score_stability(saes)
     groups = stability.groups()[0]
@@ -72,10 +72,10 @@ def main() -> None:
     )
 
     found = evaluate_patched(
-        *(model, asked.site, saes[0], groups),
+        *(model, options.site, saes[0], groups),
         corpus=corpus.held_out(),
-        tokens=asked.held_out,
-        context=asked.context,
+        tokens=options.held_out,
+        context=options.context,
     )
     effects = {
         "as it is": found.clean,
@@ -89,13 +89,13 @@ def main() -> None:
     for name, effect in effects.items():
         print(f"  {name:27} {effect.ce.value:6.3f} ± {effect.ce.error:.3f}")
 
-    (does,) = saefast.feature_statistics(saes[0], store, top=3)
-    for feature in (does.mass * stable).topk(min(8, int(stable.sum()))).indices.tolist():
-        print(f"feature {feature}, on {does.firing_rate[feature]:.1%} of the tokens:")
-        rows = does.top_rows[feature]
+    (statistics,) = saefast.feature_statistics(saes[0], store, top=3)
+    for feature in (statistics.mass * stable).topk(min(8, int(stable.sum()))).indices.tolist():
+        print(f"feature {feature}, on {statistics.firing_rate[feature]:.1%} of the tokens:")
+        rows = statistics.top_rows[feature]
         for text in contexts(store, model.tokenizer, rows[rows >= 0]):
             print(f"  {text.before!r}  [{text.token!r}]  {text.after!r}")
-    print(f"wrote {asked.out}: the activations and the SAEs")
+    print(f"wrote {options.out}: the activations and the SAEs")
 
 
 if __name__ == "__main__":

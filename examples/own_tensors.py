@@ -1,4 +1,4 @@
-"""Find the features of sparse autoencoders to trust, on your own tensors.
+"""Find out which features of sparse autoencoders to trust, on your own tensors.
 
     python examples/own_tensors.py
     python examples/own_tensors.py rows.npy --held-out more.npy --latents 16384 --k 32 \
@@ -36,26 +36,26 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--out", type=Path, default=Path("runs/own-tensors"))
-    asked = parser.parse_args()
+    options = parser.parse_args()
 
-    if asked.rows is None:
+    if options.rows is None:
         world = LowRankWorld.create(
             d=64, stable=64, stable_rate=0.04, rank=16, rare=512, rare_rate=0.002
         )
         train, held_out = world.sample(100_000, seed=0).x, world.sample(10_000, seed=1).x
     else:  # opened instead of read, so that files may be larger than memory
-        train = open_activations(asked.rows)
-        held_out = open_activations(asked.held_out or asked.rows)
+        train = open_activations(options.rows)
+        held_out = open_activations(options.held_out or options.rows)
 
     config = saefast.TrainConfig(
-        latents=asked.latents,
-        k=asked.k,
+        latents=options.latents,
+        k=options.k,
         seeds=(0, 1, 2, 3),
-        tokens=asked.tokens,
-        batch_size=asked.batch_size,
-        lr=asked.lr,
+        tokens=options.tokens,
+        batch_size=options.batch_size,
+        lr=options.lr,
     )
-    saes = saefast.train_saes(train, config, out=asked.out, resume=True)  # resumes after Ctrl-C
+    saes = saefast.train_saes(train, config, out=options.out, resume=True)  # resumes after Ctrl-C
 
     stability = saefast.score_stability(saes)
     print("features that recur in the other three SAEs, by how many of them:")
@@ -70,16 +70,16 @@ def main() -> None:
     groups = stability.groups()
     worth = saefast.feature_function(saes, held_out, groups, mass=mass)
     print("explained variance      all   stable alone (random)   unstable alone (random)")
-    for seed, its in zip(config.seeds, worth, strict=True):
-        line = f"  SAE of seed {seed:<6}  {its.explained_variance:.3f}"
-        keep = {(each.group, each.control): each.keep for each in its.summary()}
+    for seed, of_sae in zip(config.seeds, worth, strict=True):
+        line = f"  SAE of seed {seed:<6}  {of_sae.explained_variance:.3f}"
+        keep = {(each.group, each.control): each.keep for each in of_sae.summary()}
         for name in groups[0]:
             line += f"   {keep[name, '']:.3f} ({keep[name, 'mass']:.3f})       "
         print(line.rstrip())
 
     trusted = groups[0]["stable"].nonzero()[:, 0].tolist()
     print(f"features of the first SAE that are in all others, {len(trusted)}: {trusted[:20]}")
-    table = asked.out / "features.parquet"
+    table = options.out / "features.parquet"
     pyarrow.parquet.write_table(stability.to_table(config.seeds), table)
     print(f"wrote {table}, and the SAEs beside it")
 

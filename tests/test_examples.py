@@ -108,7 +108,7 @@ def test_two_small_saes_are_matched_by_default(run: Run) -> None:
     cosine, partner, one_to_one = (
         np.array(table[name]) for name in ("cosine", "nearest", "one_to_one")
     )
-    dead = int(number(r"160 features, (\d+) dead", printed))
+    dead = int(number(r"160 features, (\d+) of which never fire", printed))
     assert (partner < 0).sum() == (one_to_one < 0).sum() == dead < 80
     assert shared == pytest.approx((cosine[partner >= 0] >= 0.7).mean(), abs=6e-4)
     assert shared > 0.3
