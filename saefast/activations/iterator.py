@@ -122,7 +122,10 @@ def _pair(item: object, number: int) -> tuple[Tensor, Tensor | None]:
     if not isinstance(item, tuple | list):
         return as_rows(name, item), None
     if len(item) != 2:
-        raise ValueError(f"{name} must be rows or a pair (rows, targets), got {len(item)} values")
+        raise ValueError(
+            f"{name} must be rows [n, d] or a pair (rows, targets), got {len(item)} values; "
+            f"torch.tensor converts lists of numbers"
+        )
     x, target = as_rows(name, item[0]), as_rows(f"the target in {name}", item[1])
     if len(x) != len(target):
         raise ValueError(f"{name} must have as many targets as rows, {len(x)}, got {len(target)}")

@@ -85,10 +85,12 @@ class Overlap:
         Raises:
             ValueError: no measure or several measures have these fields.
         """
+        checks.one_of("name", name, tuple(dict.fromkeys(each.name for each in self.measures)))
         found = self.select(name, **where)
         if len(found) != 1:
             raise ValueError(
-                f"where must select one measure {name!r}, but {where} selects {len(found)}"
+                f"where must select one measure {name!r}, but {where} selects {len(found)}; its "
+                f"fields are those of Measure, such as match, side, of and threshold"
             )
         return found[0]
 

@@ -45,6 +45,7 @@ def test_an_iterator_may_reuse_memory() -> None:
         ([torch.zeros(3, 4).int()], TypeError, "got int32"),
         ([(torch.zeros(3, 4), torch.zeros(2, 4))], ValueError, "as many targets as rows, 3, got 2"),
         ([(torch.zeros(3, 4),) * 3], ValueError, "got 3 values"),
+        ([[0.0, 1.0, 2.0]], ValueError, "torch.tensor converts lists of numbers"),
         ([torch.zeros(0, 4)], ValueError, "yielded none"),
     ],
 )

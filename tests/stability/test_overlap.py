@@ -234,6 +234,11 @@ def test_bad_input_raises(options, message):
         overlap(torch.eye(3), torch.eye(3), **options)
 
 
+def test_an_unknown_measure_raises():
+    with pytest.raises(ValueError, match=r"name must be one of .*shared.*, got 'share'"):
+        overlap(torch.eye(3), torch.eye(3)).find("share")
+
+
 def test_an_ambiguous_measure_raises():
     with pytest.raises(ValueError, match=r"where must select one measure 'mmcs', but .* selects 6"):
         overlap(torch.eye(3), torch.eye(3)).find("mmcs")
