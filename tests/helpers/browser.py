@@ -40,7 +40,7 @@ def chromium() -> str | None:
 
 
 def missing() -> bool:
-    """Whether tests of the report in a browser are to be skipped."""
+    """Return whether tests of the report in a browser are to be skipped."""
     return chromium() is None and os.environ.get("REQUIRE_BROWSER") != "1"
 
 

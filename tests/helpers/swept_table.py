@@ -21,7 +21,7 @@ def with_ends(name: str, value: float, low: str = "low", high: str = "high") -> 
 
 
 def measured(at: Mapping[str, Any]) -> Row:
-    """Every measure there can be, as a function of the settings."""
+    """Return every measure there can be, as a function of the settings."""
     latents, k = at.get("train.latents", 64), at.get("train.k", 4)
     stable = 0.9 - latents / 1000 - k / 100
     overlaps = {"": 0.8, "_haar": 0.1, "_covariance": 0.3}
