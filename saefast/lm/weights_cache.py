@@ -1,7 +1,7 @@
 """Cache of dequantised weights of GGUF files, which later loads read in a fraction of the time.
 
-It lies in `$SAEFAST_CACHE`, else `$XDG_CACHE_HOME/saefast`, else `~/.cache/saefast`, with a folder
-for each model, named by the hash of its file. Removing it is safe.
+The cache is the folder `$SAEFAST_CACHE`, else `$XDG_CACHE_HOME/saefast`, else `~/.cache/saefast`.
+It has a folder for each model, named by the hash of its file. Removing it is safe.
 """
 
 import contextlib
