@@ -7,6 +7,7 @@ command resumes. DIR needs 12 GB. Only files of these packages are read:
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 from bench import record
 from bench.study.pieces import PIECES, Piece
-from bench.study.rows import rows_of
+from bench.study.rows import Row, rows_of
 from bench.study.texts import assemble
 
 STORES = "stores"
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
     chosen = parser.parse_args(arguments)
     chosen.folder.mkdir(parents=True, exist_ok=True)
     texts = assemble(chosen.folder / TEXTS)
+    if _texts_in(chosen.json) not in (None, texts):
+        parser.error(f"{chosen.json} has rows of other texts; name another file")
     link_model(chosen.folder / MODEL)
     failed = []
     for piece in PIECES:
@@ -83,9 +86,34 @@ def run_piece(piece: Piece, folder: Path, processes: int | None = None) -> int:
 
 
 def write_rows(folder: Path, texts: dict[str, Any], file: Path | None) -> None:
-    """Write the rows of all cells, and print how many are finished."""
+    """Write the rows of all cells, and print how many are finished.
+
+    Pieces without a folder keep the rows that the file has of them, so that pieces can be run in
+    several folders or on several machines.
+
+    Args:
+        folder: folder of the study.
+        texts: manifest of the texts.
+        file: file of the rows; None: nothing is written.
+    """
     rows = rows_of(folder)
     print(f"{sum(row['complete'] for row in rows)} cells are finished")
     if file:
+        kept = [row for row in _rows_in(file) if not (folder / row["piece"]).exists()]
         told = {"machine": record.machine(), "commit": record.commit(), "texts": texts}
-        record.write(file, told | {"rows": rows})
+        record.write(file, told | {"rows": sorted(kept + rows, key=_place)})
+
+
+def _texts_in(file: Path | None) -> dict[str, Any] | None:
+    """Return the manifest of the texts of a file that may not exist yet."""
+    return json.loads(file.read_text())["texts"] if file and file.exists() else None
+
+
+def _rows_in(file: Path) -> list[Row]:
+    """Return the rows of a file that may not exist yet."""
+    return json.loads(file.read_text())["rows"] if file.exists() else []
+
+
+def _place(row: Row) -> int:
+    """Return the place of a row's piece among all pieces."""
+    return [piece.name for piece in PIECES].index(row["piece"])

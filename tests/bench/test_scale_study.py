@@ -184,6 +184,15 @@ def test_pieces_share_one_folder_of_rows_and_resume(root, tmp_path, monkeypatch,
     assert len(before) == 1
     assert study.main(arguments) == 0
     assert json.loads((tmp_path / "study.json").read_text())["rows"] == before
+    capsys.readouterr()
+    # In another folder, the rows of pieces that are not there are kept.
+    elsewhere = [str(tmp_path / "elsewhere"), *arguments[1:], "--pieces"]
+    assert study.main(elsewhere) == 0
+    assert json.loads((tmp_path / "study.json").read_text())["rows"] == before
+    monkeypatch.setattr(study, "assemble", lambda folder: {"digest": "other"})
+    with pytest.raises(SystemExit):
+        study.main(elsewhere)
+    assert "rows of other texts" in capsys.readouterr().err
 
 
 def row_of(measures, **settings):
