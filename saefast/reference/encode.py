@@ -34,7 +34,9 @@ def _scores_at(
 ) -> Tensor:
     if precision == "bf16":
         folded = weight if scale is None else weight * scale[:, None]
-        shift = bias if bias is None or scale is None else bias * scale
+        shift = bias
+        if bias is not None and scale is not None:
+            shift = torch.where(bias == -torch.inf, bias, bias * scale)
         x, weight = x.bfloat16().to(x.dtype), folded.bfloat16().to(weight.dtype)
         bias, scale = shift, None
     return scores(x, weight, bias, scale)

@@ -22,7 +22,7 @@ from torch import Tensor
 import saefast
 from saefast import reference
 from saefast.ops.encode_cpu import Screen, encode_on_cpu, threshold_on_cpu
-from saefast.ops.screens import usable_screens
+from saefast.ops.screens import screen_at, usable_screens
 
 
 def all_scores(
@@ -231,19 +231,23 @@ def test_thousands_of_ties(level: str) -> None:
 
 
 @given(shape=shapes(), seed=seeds)
-def test_masked_latents_are_never_active(level: str, shape: Shape, seed: int) -> None:
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_masked_latents_are_never_active(
+    level: str, shape: Shape, seed: int, precision: str
+) -> None:
     n, d, m, width = shape
     x, weight = small_integers((n, d), seed, torch.float32), torch.ones(m, d)
     bias = small_integers((m,), seed + 1, torch.float32)
     threshold = small_integers((m,), seed + 2, torch.float32)
     bias[torch.rand(m, generator=generator(seed)) < 0.4] = -torch.inf
     threshold[torch.rand(m, generator=generator(seed + 1)) < 0.4] = torch.inf
+    screens = usable_screens() if precision == "exact" else (screen_at(precision),)
     for scale in (None, -torch.ones(m)):
         expected = reference.threshold_encode(
-            x, weight, bias, threshold=threshold, width=width, scale=scale
+            x, weight, bias, threshold=threshold, width=width, scale=scale, precision=precision
         )
-        for screen in usable_screens():
-            actual = threshold_on_cpu(x, weight, bias, scale, threshold, width, "exact", screen)
+        for screen in screens:
+            actual = threshold_on_cpu(x, weight, bias, scale, threshold, width, precision, screen)
             assert_same_code(actual, expected)
         never = (bias == -torch.inf) | (threshold == torch.inf)
         assert not never[expected.indices[expected.values != 0]].any()

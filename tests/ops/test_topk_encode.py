@@ -23,7 +23,7 @@ import saefast
 from saefast import reference
 from saefast.ops.cpu import native
 from saefast.ops.encode_cpu import Screen, encode_on_cpu
-from saefast.ops.screens import usable_screens
+from saefast.ops.screens import screen_at, usable_screens
 
 
 @settings(max_examples=40)
@@ -171,15 +171,27 @@ def test_lists_grow_for_ties(level: str, k: int) -> None:
 
 
 @given(shape=shapes(), seed=seeds)
-def test_masked_latents_come_last(level: str, shape: Shape, seed: int) -> None:
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_masked_latents_come_last(
+    level: str, shape: Shape, seed: int, precision: str, absolute: bool
+) -> None:
+    """Whatever their scale: negative, or zero."""
     n, d, m, k = shape
     x, weight = small_integers((n, d), seed, torch.float32), torch.ones(m, d)
     bias = small_integers((m,), seed + 1, torch.float32)
-    bias[torch.rand(m, generator=torch.Generator().manual_seed(seed)) < 0.5] = -torch.inf
-    scale = -torch.ones(m)
-    for screen in usable_screens():
-        actual = encode_on_cpu(x, weight, bias, scale, k, "exact", screen)
-        expected = reference.topk_encode(x, weight, bias, k=k, scale=scale)
+    masked = torch.rand(m, generator=torch.Generator().manual_seed(seed)) < 0.5
+    bias[masked] = -torch.inf
+    scale = -torch.randint(0, 3, (m,), generator=torch.Generator().manual_seed(seed)).float()
+    expected = reference.topk_encode(
+        x, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
+    )
+    best = min(k, int((~masked).sum()))
+    assert not masked[expected.indices[:, :best]].any()
+    assert (expected.values[:, best:] == -torch.inf).all()
+    screens = usable_screens() if precision == "exact" else (screen_at(precision),)
+    for screen in screens:
+        actual = encode_on_cpu(x, weight, bias, scale, k, precision, screen, absolute=absolute)
         assert_same_bits(actual.indices, expected.indices)
         assert_same_bits(actual.values, expected.values)
 
