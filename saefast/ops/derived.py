@@ -37,9 +37,9 @@ class Derived(Generic[Value]):
             for source in sources
         )
 
-    def get(self, sources: Sequence[Tensor], make: Callable[[], Value], *key: object) -> Value:
-        """Return the cached value, or recompute it if `sources` or `key` have changed."""
-        state = (*key, *map(_state, sources))
+    def get(self, sources: Sequence[Tensor], make: Callable[[], Value]) -> Value:
+        """Return the cached value, or recompute it if `sources` have changed."""
+        state = tuple(map(_state, sources))
         kept = self._kept
         if kept is not None and kept[0] == state:
             samples = zip(kept[1], map(_sample, sources), strict=True)

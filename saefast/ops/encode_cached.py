@@ -12,6 +12,8 @@ from saefast.ops.threshold_encode import check_threshold_encode, threshold_encod
 from saefast.ops.topk_encode import check_topk_encode, topk_encode
 from saefast.types import SparseCode, ThresholdCode
 
+_PRECISION = "exact"
+
 
 class CachedEncoder:
     """Encoder that packs its weight again only when it has changed.
@@ -38,7 +40,6 @@ class CachedEncoder:
         k: int,
         scale: Tensor | None = None,
         scale_source: Tensor | None = None,
-        precision: str = "exact",
         absolute: bool = False,
     ) -> SparseCode:
         """Compute `topk_encode`, with the same bits and gradients.
@@ -50,15 +51,13 @@ class CachedEncoder:
             Code [n, k].
         """
         if not Derived.tracks(x, weight, bias, scale, scale_source):
-            return topk_encode(
-                x, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
-            )
-        check_topk_encode(x, weight, bias, scale, k, precision)
-        packed = self._pack(x, weight, scale, scale_source, k, precision, absolute=absolute)
+            return topk_encode(x, weight, bias, k=k, scale=scale, absolute=absolute)
+        check_topk_encode(x, weight, bias, scale, k, _PRECISION)
+        packed = self._pack(x, weight, scale, scale_source, k, absolute=absolute)
         operands = (x, weight, bias, scale)
         if not _differentiates(*operands):
-            return _encode(*operands, k, precision, packed, absolute)
-        values, indices = _TopK.apply(*operands, k, precision, packed, absolute)  # type: ignore[no-untyped-call]
+            return _encode(*operands, k, packed, absolute)
+        values, indices = _TopK.apply(*operands, k, packed, absolute)  # type: ignore[no-untyped-call]
         return SparseCode(values, indices)
 
     def above(
@@ -69,22 +68,17 @@ class CachedEncoder:
         *,
         threshold: Tensor,
         width: int,
-        precision: str = "exact",
     ) -> ThresholdCode:
         """Compute `threshold_encode`, with the same bits and gradients."""
         if not Derived.tracks(x, weight, bias, threshold):
-            return threshold_encode(
-                x, weight, bias, threshold=threshold, width=width, precision=precision
-            )
-        check_threshold_encode(x, weight, bias, None, threshold, width, precision)
+            return threshold_encode(x, weight, bias, threshold=threshold, width=width)
+        check_threshold_encode(x, weight, bias, None, threshold, width, _PRECISION)
         threshold = threshold.detach().to(torch.promote_types(weight.dtype, torch.float32))
-        packed = self._pack(x, weight, None, None, width, precision)
+        packed = self._pack(x, weight, None, None, width)
         if not _differentiates(x, weight, bias):
-            return threshold_packed(
-                x, weight, bias, threshold, width, precision, packed, check_finite=True
-            )
+            return _threshold(x, weight, bias, threshold, width, packed)
         values, indices, counts = _Above.apply(  # type: ignore[no-untyped-call]
-            x, weight, bias, threshold, width, precision, packed
+            x, weight, bias, threshold, width, packed
         )
         return ThresholdCode(values, indices, counts)
 
@@ -95,7 +89,6 @@ class CachedEncoder:
         scale: Tensor | None,
         scale_source: Tensor | None,
         k: int,
-        precision: str,
         *,
         absolute: bool = False,
     ) -> Packed | None:
@@ -104,9 +97,9 @@ class CachedEncoder:
 
         def pack() -> Packed | None:
             with torch.no_grad():
-                return repacked(None, False, x, weight, k, precision, scale, absolute=absolute)
+                return repacked(None, False, x, weight, k, _PRECISION, scale, absolute=absolute)
 
-        return self._packed.get(sources, pack, precision)
+        return self._packed.get(sources, pack)
 
 
 def _differentiates(*operands: Tensor | None) -> bool:
@@ -121,12 +114,24 @@ def _encode(
     bias: Tensor | None,
     scale: Tensor | None,
     k: int,
-    precision: str,
     packed: Packed | None,
     absolute: bool,
 ) -> SparseCode:
     return encode_packed(
-        x, weight, bias, k, precision, packed, scale, absolute=absolute, check_finite=True
+        x, weight, bias, k, _PRECISION, packed, scale, absolute=absolute, check_finite=True
+    )
+
+
+def _threshold(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    threshold: Tensor,
+    width: int,
+    packed: Packed | None,
+) -> ThresholdCode:
+    return threshold_packed(
+        x, weight, bias, threshold, width, _PRECISION, packed, check_finite=True
     )
 
 
@@ -140,11 +145,10 @@ class _TopK(torch.autograd.Function):
         bias: Tensor | None,
         scale: Tensor | None,
         k: int,
-        precision: str,
         packed: Packed | None,
         absolute: bool,
     ) -> tuple[Tensor, Tensor]:
-        code = _encode(x, weight, bias, scale, k, precision, packed, absolute)
+        code = _encode(x, weight, bias, scale, k, packed, absolute)
         return code.values, code.indices
 
     @staticmethod
@@ -157,7 +161,7 @@ class _TopK(torch.autograd.Function):
         x, weight, bias, scale, indices = ctx.saved_tensors
         needed = ctx.needs_input_grad
         gradients = encode_gradients(grads[0], indices, x, weight, bias, scale, needed)
-        return (*gradients, None, None, None, None)
+        return (*gradients, None, None, None)
 
 
 class _Above(torch.autograd.Function):
@@ -170,12 +174,9 @@ class _Above(torch.autograd.Function):
         bias: Tensor | None,
         threshold: Tensor,
         width: int,
-        precision: str,
         packed: Packed | None,
     ) -> ThresholdCode:
-        return threshold_packed(
-            x, weight, bias, threshold, width, precision, packed, check_finite=True
-        )
+        return _threshold(x, weight, bias, threshold, width, packed)
 
     @staticmethod
     def setup_context(
@@ -190,4 +191,4 @@ class _Above(torch.autograd.Function):
         grad = of_active(grads[0], counts)
         needed = (*ctx.needs_input_grad[:3], False)
         gradients = encode_gradients(grad, indices, x, weight, bias, None, needed)
-        return (*gradients[:3], None, None, None, None)
+        return (*gradients[:3], None, None, None)

@@ -15,8 +15,8 @@ from saefast.reference.decode import (
 from saefast.reference.encode import (
     keep_largest,
     keep_of_batch,
+    magnitudes,
     scores,
-    sizes,
     threshold_encode,
     topk_encode,
 )
@@ -44,10 +44,10 @@ __all__ = [
     "latent_gradients",
     "latent_sum",
     "latent_update",
+    "magnitudes",
     "normalise_rows",
     "scores",
     "shape_gradients",
-    "sizes",
     "sparse_decode",
     "threshold_encode",
     "topk_encode",

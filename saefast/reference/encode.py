@@ -61,20 +61,20 @@ def topk_encode(
         k: number of latents per row.
         scale: [m], see `scores`.
         precision: "exact", or "bf16" to round x and weight * scale to bfloat16, and nothing else.
-        absolute: whether scores are ranked by their absolute value, see `sizes`.
+        absolute: whether scores are ranked by their absolute value, see `magnitudes`.
 
     Returns:
         Values [n, k] in the dtype of x, with their sign, and int64 indices [n, k], by descending
         rank, those of equal rank by ascending index.
     """
     all_scores = _scores_at(precision, x, weight, bias, scale)
-    ranks = sizes(all_scores) if absolute else all_scores
+    ranks = magnitudes(all_scores) if absolute else all_scores
     order = torch.sort(ranks, dim=1, descending=True, stable=True).indices[:, :k]
     return SparseCode(all_scores.gather(1, order).to(x.dtype), order)
 
 
-def sizes(scores: Tensor) -> Tensor:
-    """Return the absolute values of scores; -infinity, the score of a masked latent, stays.
+def magnitudes(scores: Tensor) -> Tensor:
+    """Return the absolute values of scores; -infinity marks a masked latent and is kept.
 
     Args:
         scores: scores of any shape.
@@ -155,9 +155,9 @@ def keep_largest(scores: Tensor, k: int, *, signed: bool, absolute: bool = False
         scores: [n, m]; of equal scores those with lower indices are kept.
         k: number of scores to keep per row.
         signed: whether negative scores may be kept; scores of -infinity never are.
-        absolute: whether scores are ranked by their absolute value, see `sizes`.
+        absolute: whether scores are ranked by their absolute value, see `magnitudes`.
     """
-    ranks = sizes(scores) if absolute else scores
+    ranks = magnitudes(scores) if absolute else scores
     order = torch.sort(ranks, dim=1, descending=True, stable=True).indices[:, :k]
     stays = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
     stays &= scores > (-torch.inf if signed else 0.0)

@@ -39,7 +39,7 @@ def assert_top_k(
     compute = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
     rounding = torch.finfo(compute).eps / 2 * (x.shape[1] / 16 + 8) * magnitude.amax(1)
     kept = truth.gather(1, code.indices)
-    ranks = reference.sizes(truth) if absolute else truth
+    ranks = reference.magnitudes(truth) if absolute else truth
     smallest = ranks.gather(1, code.indices).amin(1)
     rest = ranks.scatter(1, code.indices, -torch.inf)
     assert (smallest >= rest.amax(1) - 2 * rounding).all()

@@ -53,7 +53,7 @@ class TopK:
         scores = scores_of(sae, x)
         chosen_by = scores * sae.W_dec.detach().norm(dim=1) if sae.by_norm else scores
         if self.absolute:
-            chosen_by = reference.sizes(chosen_by)
+            chosen_by = reference.magnitudes(chosen_by)
         order = chosen_by.sort(dim=1, descending=True, stable=True).indices[:, : now.k]
         kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
         chosen = torch.where(kept & (scores != 0), scores, 0.0)

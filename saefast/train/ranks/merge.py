@@ -26,7 +26,7 @@ def merged_largest(
     """
     widths = [min(k, count) for count in counts]
     values, indices = _exchanged(share, code, widths)
-    ranks = reference.sizes(values) if absolute else values
+    ranks = reference.magnitudes(values) if absolute else values
     order = ranks.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return _collected(share, values.gather(1, order), indices.gather(1, order), len(code.values))
 
