@@ -20,6 +20,16 @@ from saefast.disk.archives import Archive, differing_member, may_allocate, read_
 from saefast.disk.atomic import write_with
 from saefast.disk.checksums import damaged, verifying
 
+_OTHER_FILES = {
+    b"\x93NUMPY": "a single NumPy array",
+    b"PAR1": "a Parquet table",
+    b"GGUF": "a GGUF file",
+    b"{\n": "a JSON file",
+    b"{ ": "a JSON file",
+    b'{"': "a JSON file",
+}
+"""Kinds of files that are not read here, by their first bytes."""
+
 
 class Contents(NamedTuple):
     """Contents of a file by name."""
@@ -59,8 +69,14 @@ def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
 
     size = path.stat().st_size
     with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+    header = int.from_bytes(start, "little")
     if not 0 < header <= min(size - 8, sealed_tensors.LONGEST_HEADER):
+        for beginning, kind in _OTHER_FILES.items():
+            if start.startswith(beginning):
+                raise ValueError(
+                    f"{path} is {kind}; expected a .safetensors, .pt or .npz file of named tensors"
+                )
         raise ValueError(
             f"{path} is truncated or not a safetensors file: its header would be {header} bytes "
             f"long, and the file has {size}"

@@ -1,5 +1,6 @@
 """Damaged, hostile or inconsistent files of SAEs: errors name the file, and no code in it runs."""
 
+import io
 import json
 import pickle
 import struct
@@ -59,6 +60,12 @@ def put(name: str, content: bytes) -> Break:
     return lambda folder: (folder / name).write_bytes(content) and None
 
 
+def npy() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.ones((3, 2), np.float32))
+    return file.getvalue()
+
+
 WEIGHTS = "sae_weights.safetensors"
 BROKEN: dict[str, tuple[Break, str]] = {
     "truncated": (
@@ -69,6 +76,11 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "huge header": (put(WEIGHTS, struct.pack("<Q", 2**60) + b"{}"), "header would be 1152921504"),
     "deep header": (put(WEIGHTS, struct.pack("<Q", 4000) + b"[" * 4000), "truncated or not"),
     "not tensors": (put(WEIGHTS, b"PK\x03\x04 but no archive"), "truncated or not"),
+    "an array": (put(WEIGHTS, npy()), "is a single NumPy array; expected a .safetensors, .pt or"),
+    "settings": (put(WEIGHTS, b'{"k": 3}'), "is a JSON file; expected"),
+    "short json": (put(WEIGHTS, b"{ }"), "is a JSON file; expected"),
+    "a table": (put(WEIGHTS, b"PAR1\x15\x04\x15\x80"), "is a Parquet table; expected"),
+    "a model": (put(WEIGHTS, b"GGUF\x03\0\0\0\x10"), "is a GGUF file; expected"),
     "key missing": (changed(b_enc=None), r"b_enc is missing; the file holds W_dec, W_enc, b_dec"),
     "key more": (changed(W_more=torch.ones(2)), "are not part of its format: 'W_more'"),
     "path as a key": (
