@@ -95,13 +95,13 @@ class Shuffled(ABC):
 
     def _held(self, windows: Iterator[Window]) -> Iterator[tuple[Window, Held]]:
         """Yield each window and its rows, which are valid until the next one is taken."""
-        read = self._reader()
+        read = _once(self._reader())
         for window in windows:
             yield window, read(window.spans)
 
     def _held_ahead(self, windows: Iterator[Window]) -> Iterator[tuple[Window, Held]]:
         """Yield the same, reading one window ahead in a thread."""
-        readers = cycle((self._reader(), self._reader()))
+        readers = cycle((_once(self._reader()), _once(self._reader())))
 
         def read() -> tuple[Window, Held]:
             window = next(windows)
@@ -171,6 +171,23 @@ class Shuffled(ABC):
                 if part is not None:
                     digest.update(_bytes(part))
         return f"{'sha256' if whole else 'sampled-sha256'}:{digest.hexdigest()[:32]}"
+
+
+def _once(read: Callable[[list[tuple[int, int]]], Held]) -> Callable[[list[tuple[int, int]]], Held]:
+    """Return the function `read` that keeps its result and does not read the same rows again.
+
+    Where one window holds all rows, no epoch after the first one reads or computes them.
+    """
+    kept: tuple[list[tuple[int, int]], Held] | None = None
+
+    def read_once(spans: list[tuple[int, int]]) -> Held:
+        nonlocal kept
+        if kept is None or kept[0] != spans:
+            kept = None  # before more memory is allocated
+            kept = spans, read(spans)
+        return kept[1]
+
+    return read_once
 
 
 def _new_memory(_name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

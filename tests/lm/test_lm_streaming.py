@@ -72,6 +72,33 @@ class TestStreaming:
         other = next(stream.batches(32, seed=6))
         assert not torch.equal(other.x, whole[0].x)
 
+    @pytest.mark.parametrize("ahead", [False, True])
+    def test_rows_that_fit_one_window_are_computed_once(
+        self, monkeypatch: pytest.MonkeyPatch, ahead: bool
+    ) -> None:
+        stream = LMActivations(
+            llama(), 1, tokens=90, window_rows=90, progress=False, **self.SETTINGS
+        )
+        passes = []
+
+        def counted(*arguments: Any) -> Any:
+            passes.append(arguments)
+            return capture(*arguments)
+
+        monkeypatch.setattr("saefast.lm.streaming.capture", counted)
+        memory = (lambda name, shape, dtype: torch.empty(shape, dtype=dtype)) if ahead else None
+        batches = stream.batches(30, seed=0, memory=memory)
+        first = {}
+        for _ in range(3):
+            batch = next(batches)
+            first |= dict(zip(batch.rows.tolist(), batch.x, strict=True))
+        assert sorted(first) == list(range(90))
+        for batch in itertools.islice(batches, 16):
+            for row, x in zip(batch.rows.tolist(), batch.x, strict=True):
+                assert torch.equal(x, first[row])
+        # Two passes of 45 rows each, by each of two readers that work in turn.
+        assert len(passes) == (4 if ahead else 2)
+
     def test_batches_stay_on_the_device_of_the_model(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A device whose values cannot be read: nothing may be copied or waited for."""
         stream = LMActivations(
