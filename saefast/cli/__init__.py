@@ -54,19 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0 after success, 1 after an error, which is printed in one line, or if
         `verify` finds damage, and `INTERRUPTED` after Ctrl-C.
     """
-    import tyro
-
     for command in COMMANDS.values():
         command.__doc__ = _flowing(command.__doc__ or "")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
-        code = tyro.extras.subcommand_cli_from_dict(
+        code = call(
             _summarised(COMMANDS) if given[:1] in (["-h"], ["--help"]) else COMMANDS,
-            prog="saefast",
-            description=_DESCRIPTION,
-            args=[argument for argument in given if argument != "--debug"],
-            sort_subcommands=False,
+            [argument for argument in given if argument != "--debug"],
         )
     except KeyboardInterrupt:
         if is_first():
@@ -84,6 +79,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         _discard_unread_output()
     return int(code or 0)
+
+
+def call(commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> Any:
+    """Call the command that the arguments name.
+
+    An option without a value is --name if it is off by default, and --no-name if it is on.
+
+    Args:
+        commands: functions by the name of their command.
+        arguments: name of a command, and its own arguments.
+
+    Returns:
+        Result of the command.
+    """
+    import tyro
+
+    return tyro.extras.subcommand_cli_from_dict(
+        commands,
+        prog="saefast",
+        description=_DESCRIPTION,
+        args=arguments,
+        sort_subcommands=False,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
 
 
 def _discard_unread_output() -> bool:

@@ -46,6 +46,7 @@ _PENALTY = tyro.constructors.PrimitiveConstructorSpec(
     str_from_instance=lambda penalty: [penalty.side, penalty.norm, str(penalty.weight)],
 )
 
+_ON = "(default: True; the option sets False)"
 
 _REVIVE = Annotated[
     bool,
@@ -53,6 +54,7 @@ _REVIVE = Annotated[
         name="auxk",
         prefix_name=False,
         help="whether to revive dead latents by the auxiliary loss",
+        help_behavior_hint=_ON,
     ),
 ]
 
@@ -110,7 +112,9 @@ def _fields(
         hint = hints[name]
         if hint == tuple[Penalty, ...]:
             hint = tuple[Annotated[Penalty, _PENALTY], ...]
-        field = (name, Annotated[hint, tyro.conf.arg(help=docs[name])], defaults[name])
+        on = _ON if defaults[name] is True else None
+        shown = tyro.conf.arg(help=docs[name], help_behavior_hint=on)
+        field = (name, Annotated[hint, shown], defaults[name])
         found.append(field[:2] if defaults[name] is dataclasses.MISSING else field)
     return found
 

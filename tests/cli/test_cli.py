@@ -281,6 +281,7 @@ def test_help_shows_every_option_and_its_default(name: str, capsys: pytest.Captu
     assert end.value.code == 0
     printed = capsys.readouterr().out
     assert "--json" in printed
+    assert not re.search(r"--\S+, --", printed)  # one option for a flag, off or on by default
     assert not re.search(r"^. (STR|PATH) ", printed, re.MULTILINE)  # given arguments are named
     assert "(default:" in printed
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import tyro
 from helpers.documentation import DOCS, PAGES, Block, blocks, name
 from helpers.hub_server import TOKEN, Hub, register_releases
 from helpers.swept_table import swept_table
 
 import saefast
 from saefast.activations import open_activations
-from saefast.cli import COMMANDS
+from saefast.cli import COMMANDS, call
 from saefast.lm import harvest
 from saefast.pipeline.settings_file import settings_from
 from saefast.sweep import sweep_from
@@ -158,9 +157,9 @@ def test_commands_have_the_options_shown(page: Path) -> None:
     for block in (*blocks(page, ""), *blocks(page, "bash")):
         for arguments in commands_in(block):
             parsed: list[str] = []
-            tyro.extras.subcommand_cli_from_dict(
+            call(
                 {command: _recorder(function, parsed) for command, function in COMMANDS.items()},
-                args=arguments,
+                arguments,
             )
             assert parsed == arguments[:1]
 
@@ -187,4 +186,4 @@ def test_options_that_do_not_exist_are_found() -> None:
     (arguments,) = commands_in(Block("", "saefast info --jsn  # not --json\n", None))
     assert arguments == ["info", "--jsn"]
     with pytest.raises(SystemExit):
-        tyro.extras.subcommand_cli_from_dict({"info": COMMANDS["info"]}, args=arguments[1:])
+        call({"info": COMMANDS["info"]}, arguments[1:])
