@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(code or 0)
 
 
-def call(commands: Mapping[str, Callable[..., Any]], arguments: Sequence[str]) -> Any:
+def call(commands: dict[str, Callable[..., Any]], arguments: Sequence[str]) -> Any:
     """Call the command that the arguments name.
 
     An option without a value is --name if it is off by default, and --no-name if it is on.
