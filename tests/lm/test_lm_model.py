@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_lm import llama, random_sae, saved, tokenizer, write_gguf
+from helpers.tiny_lm import TEXTS, D, llama, random_sae, saved, tokenizer, write_gguf
+from safetensors.torch import load_file, save_file
 
 from saefast.lm import (
     LanguageModel,
@@ -18,6 +19,7 @@ from saefast.lm import (
     marginal_effects,
     weights_cache,
 )
+from saefast.lm.unembedding import unembed
 from saefast.ops.cpu import native
 
 pytestmark = pytest.mark.usefixtures("light")
@@ -121,6 +123,40 @@ class TestLoading:
         assert model.description["tokenizer"] == tiny.description["tokenizer"]
         again = load_model(tmp_path)
         assert again.description["weights"] == tiny.description["weights"]
+
+    def test_a_model_without_its_head_is_harvested_and_has_no_logits(
+        self, tmp_path: Path, capfd: Any
+    ) -> None:
+        """A head whose weights the files lack is random, and differs in every process."""
+        tiny = llama()
+        folder = saved(tmp_path / "whole")
+        weights = load_file(folder / "model.safetensors")
+        without = {key: value for key, value in weights.items() if not key.startswith("lm_head")}
+        save_file(without, folder / "model.safetensors", {"format": "pt"})
+        capfd.readouterr()
+        first, second = load_model(folder), load_model(folder)
+        assert capfd.readouterr() == ("", "")
+        assert first.absent == ("lm_head.weight",)
+        assert not torch.equal(first.model.lm_head.weight, second.model.lm_head.weight)
+        assert first.description == second.description
+        assert first.description["weights"] != tiny.description["weights"]
+        few = {"corpus": TEXTS, "tokens": 64, "context": 16, "progress": False}
+        assert harvest(first, 0, out=tmp_path / "rows", **few) == [tmp_path / "rows"]
+        for needing in (
+            lambda: evaluate_patched(first, 0, random_sae(), **few),
+            lambda: unembed(first, torch.zeros(1, D)),
+            lambda: first.model(input_ids=torch.zeros(1, 3, dtype=torch.int64)),
+        ):
+            with pytest.raises(ValueError, match=r"lack its .* head \(lm_head.weight\)"):
+                needing()
+
+    def test_a_model_without_some_of_its_layers_raises(self, tmp_path: Path) -> None:
+        folder = saved(tmp_path / "whole")
+        weights = load_file(folder / "model.safetensors")
+        del weights["model.layers.1.mlp.up_proj.weight"]
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=r"lack 1 parameters .* model.layers.1.mlp.up_proj"):
+            load_model(folder)
 
     def test_objects_that_are_not_models_raise(self, tmp_path: Path) -> None:
         tiny = llama()
