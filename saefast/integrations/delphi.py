@@ -34,10 +34,15 @@ class DelphiConfig(NamedTuple):
     """Fields of a coder's config that delphi reads."""
 
     k: int
+    """number of active latents per row"""
     num_latents: int
+    """number of latents"""
     activation: str
+    """variant of the SAE"""
     transcode: bool
+    """whether it reconstructs another site than it encodes"""
     skip_connection: bool = False
+    """whether a linear map of the input is added; no SAE of saefast has one"""
 
 
 class DelphiSae(nn.Module):
@@ -63,7 +68,11 @@ class DelphiSae(nn.Module):
         return self.sae.W_enc.dtype
 
     def encode(self, x: Tensor) -> EncoderOutput:
-        """Return the active latents of x [n, d]."""
+        """Return the active latents of each row.
+
+        Args:
+            x: [n, d] rows.
+        """
         x = x.to(self.dtype)
         code = _without_repeats(self.sae.encode(x), self.sae.m)
         inputs = self.sae.inputs(x)
@@ -72,11 +81,20 @@ class DelphiSae(nn.Module):
         return EncoderOutput(*code, pre_acts)
 
     def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
-        """Return the reconstruction [n, d_out] of a code [n, w]."""
+        """Return the reconstruction [n, d_out] of a code.
+
+        Args:
+            top_acts: [n, w] values.
+            top_indices: [n, w] int64 latents.
+        """
         return self.sae.decode(SparseCode(top_acts, top_indices))
 
     def forward(self, x: Tensor) -> Any:
-        """Return the reconstruction of x [..., d]."""
+        """Return the reconstruction of rows.
+
+        Args:
+            x: [..., d] rows.
+        """
         return self.sae(x)
 
 

@@ -48,7 +48,15 @@ class _FusedTrainer:
             )
 
     def update(self: Any, step: int, x: Tensor) -> float:
-        """Train on x [n, d] and return the loss."""
+        """Train on a batch.
+
+        Args:
+            step: number of the step, from 0.
+            x: [n, d] rows.
+
+        Returns:
+            Loss of the batch.
+        """
         if step == 0:
             self.ae.b_dec.data.copy_(geometric_median(x))
         if self.fused is None:
@@ -203,16 +211,29 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
         self.activation_dim, self.dict_size = sae.d, sae.m
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the values of all latents for x [..., d], dense [..., m]."""
+        """Return the values of all latents, dense [..., m].
+
+        Args:
+            x: [..., d] rows.
+        """
         code = self.sae.encode(x.reshape(-1, x.shape[-1]))
         return code.to_dense(self.sae.m).view(*x.shape[:-1], self.sae.m)
 
     def decode(self, f: Tensor) -> Tensor:
-        """Return the reconstruction [..., d] of dense values f [..., m]."""
+        """Return the reconstruction [..., d] of dense values.
+
+        Args:
+            f: [..., m] values of all latents.
+        """
         return f @ self.sae.W_dec + self.sae.b_dec
 
     def forward(self, x: Tensor, output_features: bool = False) -> Any:
-        """Return the reconstruction of x [..., d], and the values of latents too if requested."""
+        """Return the reconstruction of rows, and the values of latents too if requested.
+
+        Args:
+            x: [..., d] rows.
+            output_features: whether to return the values [..., m] as well.
+        """
         if not output_features:
             return self.sae(x)
         code = self.sae.encode(x.reshape(-1, x.shape[-1]))
@@ -221,7 +242,11 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
 
     @torch.no_grad()
     def scale_biases(self, scale: float) -> None:
-        """Adapt the SAE to activations that are `scale` times as long."""
+        """Adapt the SAE to activations that are multiplied by a factor.
+
+        Args:
+            scale: the factor, not negative.
+        """
         checks.at_least("scale", scale, 0)
         threshold = self.sae.threshold
         magnitudes = [self.sae.b_mag] if self.sae.variant == "gated" else []
@@ -234,5 +259,14 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
     def from_pretrained(
         cls, path: Any, device: torch.device | str | None = None, **_: Any
     ) -> "SaefastDictionary":
-        """Load an SAE from any path that `saefast.load_sae` reads."""
+        """Load an SAE from any path that `saefast.load_sae` reads.
+
+        Args:
+            path: file or folder of the SAE.
+            device: device of the weights; None: the CPU.
+            **_: further arguments of dictionary_learning's loaders, which have no effect.
+
+        Returns:
+            The SAE with dictionary_learning's interface.
+        """
         return cls(load_sae(path).to("cpu" if device is None else device))

@@ -26,7 +26,10 @@ class _Metadata(dict[str, Any]):
 
 @dataclass
 class SaeBenchConfig:
-    """Config of an SAE as SAEBench reads it; its results hold `dataclasses.asdict` of it."""
+    """Config of an SAE as SAEBench reads it; its results hold `dataclasses.asdict` of it.
+
+    Fields are those of SAEBench's `CustomSAEConfig`.
+    """
 
     model_name: str
     d_in: int
@@ -77,12 +80,19 @@ class SaeBenchSae(nn.Module):
     """
 
     W_enc: nn.Parameter
+    """[d, m] encoder"""
     b_enc: nn.Parameter
+    """[m] bias of the encoder"""
     W_dec: nn.Parameter
+    """[m, d] decoder, with rows of norm one"""
     b_dec: nn.Parameter
+    """[d] bias of the decoder"""
     norms: Tensor
+    """[m] norms of the SAE's decoder rows"""
     device: torch.device
+    """device of the weights"""
     dtype: torch.dtype
+    """dtype of the weights"""
 
     def __init__(
         self,
@@ -120,22 +130,42 @@ class SaeBenchSae(nn.Module):
         self._note_kind()
 
     def encode(self, x: Tensor) -> Tensor:
-        """Return the values of all latents for x [..., d], dense [..., m]."""
+        """Return the values of all latents, dense [..., m].
+
+        Args:
+            x: [..., d] rows.
+        """
         values, indices = self.sae.encode(self._rows(x))
         dense = values.new_zeros(len(values), self.sae.m)
         dense.scatter_add_(1, indices, values * self.norms[indices])
         return dense.view(*x.shape[:-1], self.sae.m)
 
     def decode(self, feature_acts: Tensor) -> Tensor:
-        """Return the reconstruction [..., d] of dense values [..., m]."""
+        """Return the reconstruction [..., d] of dense values.
+
+        Args:
+            feature_acts: [..., m] values of all latents.
+        """
         return feature_acts @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the reconstruction of x [..., d]."""
+        """Return the reconstruction of rows.
+
+        Args:
+            x: [..., d] rows.
+        """
         return self.sae(self._rows(x)).view(x.shape)  # type: ignore[no-any-return]
 
     def to(self, *args: Any, **kwargs: Any) -> "SaeBenchSae":
-        """Move the module; `device`, `dtype` and `cfg` follow."""
+        """Move the module; `device`, `dtype` and `cfg` follow.
+
+        Args:
+            *args: arguments of `torch.nn.Module.to`.
+            **kwargs: its keyword arguments.
+
+        Returns:
+            This module.
+        """
         super().to(*args, **kwargs)
         self._note_kind()
         return self

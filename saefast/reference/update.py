@@ -40,7 +40,7 @@ def adam(
     """Apply one step of `torch.optim.Adam` to one tensor, in place.
 
     Args:
-        parameter: the weight; updated.
+        parameter: the weight, of any shape; updated.
         first: first moment, of the same shape; updated.
         second: second moment, of the same shape; updated.
         gradient: gradient, of the same shape.
@@ -121,7 +121,7 @@ def shape_gradients(
     """Apply penalties, projection and scaling to the gradients, in place.
 
     Args:
-        gradients: gradients of w_enc, b_enc and w_dec.
+        gradients: gradients of the parameters, of the same shapes; updated.
         parameters: w_enc [m, d], b_enc [m] and w_dec [m, d_out].
         project: whether to remove the component of w_dec's gradient along each row.
         decay: penalty terms, added first.

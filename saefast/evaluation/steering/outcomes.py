@@ -34,9 +34,14 @@ class Rater(Protocol):
     def rate(
         self, explanations: Sequence[str], texts: Sequence[str]
     ) -> Sequence[float] | Tensor | NDArray[np.float64]:
-        """Return the probability [n] that each explanation [n] fits its text [n], or NaN.
+        """Rate how well explanations fit texts.
 
-        Texts to compare are adjacent.
+        Args:
+            explanations: [n] explanation for each text.
+            texts: [n] texts; those to compare are adjacent.
+
+        Returns:
+            Probability [n] that each explanation fits its text, or NaN.
         """
 
 

@@ -46,7 +46,7 @@ class _FusedTopK(FusedTraining):
         hidden_pre: Tensor,
         dead_neuron_mask: Tensor | None,
     ) -> Tensor:
-        """Return the AuxK loss from the latents that are active among the dead ones of each row."""
+        """See SAELens; only the dead latents that are active on a row are decoded."""
         arguments = (sae_in, sae_out, hidden_pre, dead_neuron_mask)
         loss = _aux_loss(self, *arguments)
         return super().calculate_topk_aux_loss(*arguments) if loss is None else loss  # type: ignore[misc]
@@ -65,7 +65,7 @@ class _FusedAbsTopK(FusedTraining):
         hidden_pre: Tensor,
         dead_neuron_mask: Tensor | None,
     ) -> Tensor:
-        """Return the AuxK loss from the latents that are active among the dead ones of each row."""
+        """See SAELens; only the dead latents that are active on a row are decoded."""
         arguments = (sae_in, sae_out, hidden_pre, dead_neuron_mask)
         loss = _aux_loss(self, *arguments, absolute=True)
         return super().calculate_abstopk_aux_loss(*arguments) if loss is None else loss  # type: ignore[misc]

@@ -20,7 +20,11 @@ class Fused:
         return codes.fusible(self)
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        """Return the reconstruction of x [..., d]."""
+        """Return the reconstruction of rows.
+
+        Args:
+            x: [..., d] rows.
+        """
         if not self._fuses(x) or self.use_error_term:
             return super().forward(x)  # type: ignore[misc,no-any-return]
         inputs = self.process_sae_in(x)
@@ -31,7 +35,11 @@ class Fused:
         return self.hook_sae_output(out)  # type: ignore[no-any-return]
 
     def encode(self: Any, x: Tensor) -> Tensor:
-        """Return the activations of x [..., d], dense [..., m]."""
+        """Return the values of all latents, dense [..., m].
+
+        Args:
+            x: [..., d] rows.
+        """
         if not self._fuses(x):
             return super().encode(x)  # type: ignore[misc,no-any-return]
         inputs = self.process_sae_in(x)
@@ -46,7 +54,11 @@ class FusedTraining(Fused):
     """Mixin for training."""
 
     def encode_with_hidden_pre(self: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return activations and pre-activations [..., m]; the latter are computed when read."""
+        """Return values and pre-activations [..., m]; the latter are computed when they are read.
+
+        Args:
+            x: [..., d] rows.
+        """
         if not self._fuses(x) or (self._sparse and x.ndim != 2):
             return super().encode_with_hidden_pre(x)  # type: ignore[misc,no-any-return]
         inputs, norms = self.process_sae_in(x), codes.norms_of(self)
@@ -57,7 +69,11 @@ class FusedTraining(Fused):
         return acts, codes.pre_activations(self, inputs, norms)
 
     def encode(self: Any, x: Tensor) -> Tensor:
-        """Return the activations of x [..., d]."""
+        """Return the values of all latents, [..., m].
+
+        Args:
+            x: [..., d] rows.
+        """
         return self.encode_with_hidden_pre(x)[0]  # type: ignore[no-any-return]
 
     def training_forward_pass(self: Any, step_input: TrainStepInput) -> TrainStepOutput:

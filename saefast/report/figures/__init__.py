@@ -40,7 +40,14 @@ SECTIONS: dict[str, tuple[Draw, ...]] = {
 
 
 def draw_all(data: RunData) -> tuple[dict[str, list[Figure]], list[str]]:
-    """Return the figures by section, and for missing figures the files that the run lacks."""
+    """Draw all figures of a run.
+
+    Args:
+        data: files of the run.
+
+    Returns:
+        Figures by section, and for missing figures the files that the run lacks.
+    """
     drawn: dict[str, list[Figure]] = {}
     missing: list[str] = []
     for section, several in SECTIONS.items():

@@ -15,11 +15,13 @@ class Figure(NamedTuple):
     name: str
     """name of the file and of the element on the page"""
     title: str
+    """heading above the drawing"""
     caption: str
     """content of the drawing and how to read it"""
     alt: str
     """alternative text: the content of the drawing in words, beyond what the reading says"""
     svg: str
+    """the drawing, an SVG element"""
     reading: str
     """one sentence: the result that this run's drawing shows"""
     members: NDArray[Any] | None = None

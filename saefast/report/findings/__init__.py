@@ -28,7 +28,14 @@ _FIND: tuple[Callable[[RunData], Iterator[Finding]], ...] = (
 
 
 def all_findings(data: RunData) -> list[Finding]:
-    """Return all findings that the files of a run allow, the most important first."""
+    """Return all findings that the files of a run allow, the most important first.
+
+    Args:
+        data: files of the run.
+
+    Returns:
+        Findings in words, with their figures.
+    """
     return [finding for find in _FIND for finding in find(data)]
 
 

@@ -30,7 +30,14 @@ def usual_objective(
     bandwidth: float = BANDWIDTH,
     group_shares: Sequence[float] = GROUP_SHARES,
 ) -> Objective:
-    """Return the default objective of the SAE's variant."""
+    """Return the default objective of the SAE's variant.
+
+    Args:
+        sae: the SAE that the objective serves.
+        sparsity: weight of the sparsity penalty of relu, jumprelu and gated; None: `SPARSITY`.
+        bandwidth: for jumprelu, width of the smoothed step in the gradient of the thresholds.
+        group_shares: for matryoshka, share of the latents in each nested group but the last.
+    """
     if sae.variant in K_PER_ROW:
         return TopK(absolute=sae.variant == "abstopk")
     if sae.variant == "batchtopk":
@@ -44,7 +51,12 @@ def usual_objective(
 
 
 def objective_of(config: TrainConfig, sae: SAE) -> Objective:
-    """Return the objective that a config specifies for an SAE."""
+    """Return the objective that a config specifies for an SAE.
+
+    Args:
+        config: settings of the training.
+        sae: the SAE that the objective serves.
+    """
     if config.loss is not None:
         return Custom(config.loss)
     return usual_objective(

@@ -25,6 +25,9 @@ class BatchTopK:
     """Squared error of the reconstruction by the batch's n * k largest positive pre-activations.
 
     The smallest value kept, averaged over steps, becomes the SAE's threshold.
+
+    Args:
+        sae: the SAE to train.
     """
 
     fused = FusedPath.ALWAYS
@@ -101,7 +104,12 @@ class BatchTopK:
 
 
 class Matryoshka(BatchTopK):
-    """Mean of the squared errors of nested prefixes of the latents (Bussmann et al. 2025)."""
+    """Mean of the squared errors of nested prefixes of the latents (Bussmann et al. 2025).
+
+    Args:
+        sae: the SAE to train.
+        shares: share of the latents in each nested group; the last group has the rest.
+    """
 
     def __init__(self, sae: SAE, shares: Sequence[float]) -> None:
         super().__init__(sae)

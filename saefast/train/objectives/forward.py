@@ -17,14 +17,15 @@ class Current(NamedTuple):
     k: int
     """number of active latents per token"""
     pressure: float | Tensor = 1.0
-    """share of the sparsity penalty that is applied, from 0 to 1; on a GPU a float64 scalar tensor,
-    so that a captured step reads the value at the time of its replay"""
+    """share of the sparsity penalty that is applied, from 0 to 1; on a GPU a float64 tensor [], so
+    that a captured step reads the value at the time of its replay"""
 
 
 class Encoded(NamedTuple):
     """Result of the encode of a step, with all that the rest of the step needs."""
 
     code: SparseCode
+    """listed latents of each row, with zeros as padding"""
     counts: Tensor | None = None
     """[n] int64, number of latents listed in each row; None if it is constant"""
     threshold: Tensor | None = None
@@ -86,6 +87,7 @@ class Objective(Protocol):
     """
 
     fused: FusedPath
+    """when steps take the fused path"""
 
     @property
     def room(self) -> int | None:
@@ -93,25 +95,67 @@ class Objective(Protocol):
         ...
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
-        """Encode the encoder's inputs [n, d]; on a GPU with capacity `room`."""
+        """Encode a batch, on a GPU with capacity `room`.
+
+        Args:
+            encoder: encoder of the SAE.
+            inputs: [n, d] the encoder's inputs.
+            now: settings of the step.
+
+        Returns:
+            The code, with a report if it may be incomplete.
+        """
         ...
 
     def fits(self, report: Sequence[int]) -> bool:
-        """Return whether an encode with this report is complete, and adapt `room`."""
+        """Return whether an encode with this report is complete, and adapt `room`.
+
+        Args:
+            report: values of `Encoded.report`.
+        """
         ...
 
     def encode_all(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
-        """Encode with as much capacity as needed; waits for the device."""
+        """Encode a batch with as much capacity as needed; waits for the device.
+
+        Args:
+            encoder: encoder of the SAE.
+            inputs: [n, d] the encoder's inputs.
+            now: settings of the step.
+
+        Returns:
+            The complete code.
+        """
         ...
 
     def forward(
         self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
-        """Reconstruct `target` [n, d_out] from the code, by the fused ops."""
+        """Reconstruct a batch from its code, by the fused ops.
+
+        Args:
+            encoder: encoder of the SAE.
+            encoded: result of `encode` or `encode_all`.
+            target: [n, d_out] rows to reconstruct.
+            now: settings of the step.
+
+        Returns:
+            The loss and its gradients with respect to the values and the reconstruction.
+        """
         ...
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
-        """Compute the loss by dense products for autograd: the definition of `forward`."""
+        """Compute the loss by dense products for autograd: the definition of `forward`.
+
+        Args:
+            sae: the SAE.
+            x: [n, d] rows.
+            target: [n, d_out] rows to reconstruct.
+            now: settings of the step.
+
+        Returns:
+            The loss, to be differentiated, with statistics.
+        """
         ...
 
     @property

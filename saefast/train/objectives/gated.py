@@ -18,7 +18,7 @@ class Differentiated:
     room = None
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
-        """Raise a NotImplementedError, since there is no fused path."""
+        """See `Objective`; raises NotImplementedError, since there is no fused path."""
         raise NotImplementedError(f"{type(self).__name__} is trained by autograd alone")
 
     encode_all = encode
@@ -30,7 +30,7 @@ class Differentiated:
     def forward(
         self, encoder: PackedEncoder, encoded: Encoded, target: Tensor, now: Current
     ) -> Forward:
-        """Raise a NotImplementedError, since there is no fused path."""
+        """See `Objective`; raises NotImplementedError, since there is no fused path."""
         raise NotImplementedError(f"{type(self).__name__} is trained by autograd alone")
 
     @property
@@ -43,6 +43,9 @@ class Gated(Differentiated):
     """Squared error, an L1 penalty on the gates, and the squared error of the gates alone.
 
     As in Rajamanoharan et al. 2024, the decoder is held fixed in the last term.
+
+    Args:
+        sparsity: weight of the L1 penalty.
     """
 
     def __init__(self, sparsity: float) -> None:
@@ -64,7 +67,11 @@ class Gated(Differentiated):
 
 
 class Custom(Differentiated):
-    """Custom loss(sae, x, target) -> scalar that autograd can differentiate."""
+    """Custom loss that autograd can differentiate.
+
+    Args:
+        function: loss(sae, x, target) -> [] of rows x [n, d] and target [n, d_out].
+    """
 
     def __init__(self, function: Callable[[SAE, Tensor, Tensor], Tensor]) -> None:
         self._function = function

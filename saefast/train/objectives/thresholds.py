@@ -33,7 +33,11 @@ class _Listed(ABC):
 
     @abstractmethod
     def bar(self, sae: SAE) -> Tensor:
-        """Return the threshold above which pre-activations are listed, [m] or []."""
+        """Return the threshold above which pre-activations are listed, [m] or [].
+
+        Args:
+            sae: the SAE to train.
+        """
 
     def encode(self, encoder: PackedEncoder, inputs: Tensor, now: Current) -> Encoded:
         """See `Objective`."""
@@ -60,13 +64,21 @@ class _Listed(ABC):
 
 
 class ReLU(_Listed):
-    """Squared error plus `sparsity` times the sum of activations times decoder norms."""
+    """Squared error plus `sparsity` times the sum of activations times decoder norms.
+
+    Args:
+        sparsity: weight of the penalty.
+    """
 
     def __init__(self, sparsity: float) -> None:
         self._sparsity, self._places = sparsity, Room(_ROOM)
 
     def bar(self, sae: SAE) -> Tensor:
-        """Return zero, []."""
+        """Return zero, [].
+
+        Args:
+            sae: the SAE to train.
+        """
         return sae.b_enc.new_zeros(())
 
     def forward(
@@ -100,13 +112,21 @@ class JumpReLU(_Listed):
 
     The step function has no useful gradient. The thresholds, and only they, get the gradient of a
     step smoothed over `bandwidth`.
+
+    Args:
+        sparsity: weight of the penalty.
+        bandwidth: width of the smoothed step.
     """
 
     def __init__(self, sparsity: float, bandwidth: float) -> None:
         self._sparsity, self._bandwidth, self._places = sparsity, bandwidth, Room(_ROOM)
 
     def bar(self, sae: SAE) -> Tensor:
-        """Return thresholds minus half the bandwidth, [m]: latents below have no gradient."""
+        """Return thresholds minus half the bandwidth, [m]: latents below have no gradient.
+
+        Args:
+            sae: the SAE to train.
+        """
         return sae.jump_threshold - self._bandwidth / 2
 
     def forward(

@@ -24,6 +24,7 @@ class TopK:
     """
 
     absolute: bool = False
+    """whether latents are ranked by absolute value, as in AbsTopK"""
 
     fused = FusedPath.ALWAYS
 

@@ -39,20 +39,35 @@ class Ranks(Protocol):
         ...
 
     def all_to_all(self, parts: Sequence[Tensor], shapes: Sequence[Shape]) -> list[Tensor]:
-        """Send parts[r] to rank r, and return the parts that each rank sent to this one.
+        """Send parts[r] to rank r, and receive a part from each rank.
 
         Args:
-            parts: one tensor for each rank, of one dtype.
+            parts: one tensor of any shape for each rank, of one dtype.
             shapes: shape of the tensor that each rank sends to this one.
+
+        Returns:
+            Part from each rank, of the given shapes: [ranks].
         """
         ...
 
     def all_gather(self, part: Tensor, shapes: Sequence[Shape]) -> list[Tensor]:
-        """Send `part` to all ranks, and return the parts of all, whose shapes are given."""
+        """Send a part to all ranks, and receive theirs.
+
+        Args:
+            part: tensor of any shape.
+            shapes: shape of the part of each rank.
+
+        Returns:
+            Part of each rank, of the given shapes: [ranks].
+        """
         ...
 
     def fail(self, error: BaseException) -> None:
-        """Tell the other ranks that this one cannot go on, so that none waits for it."""
+        """Inform the other ranks that this one cannot go on, so that none waits for it.
+
+        Args:
+            error: the reason.
+        """
         ...
 
 

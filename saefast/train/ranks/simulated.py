@@ -29,7 +29,10 @@ class Simulated:
         self.sent: list[Sequence[Tensor]] = [()] * size
 
     def run(self, work: Callable[["SimulatedRank"], _T]) -> list[_T]:
-        """Call `work` on every rank at once, and return the results in the order of ranks.
+        """Call a function on every rank at once.
+
+        Args:
+            work: function of a rank.
 
         Returns:
             Results of the ranks, in their order.

@@ -49,6 +49,7 @@ class Calibration:
     """Scores of a judge with right and with swapped explanations of known features."""
 
     judge: str
+    """name of the judge"""
     features: int
     """number of known features"""
     right: float

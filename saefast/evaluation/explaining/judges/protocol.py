@@ -20,6 +20,7 @@ class Window:
     """Consecutive tokens of a text, with the activation of a latent on each."""
 
     text: TokenText
+    """the text"""
     first: int
     """first row in the text"""
     end: int
@@ -44,6 +45,7 @@ class Explanation(NamedTuple):
     """Description of the firings of a latent."""
 
     text: str
+    """description in words"""
     rule: Rule | None = None
     """executable form, if there is one"""
 
@@ -52,7 +54,9 @@ class Question(NamedTuple):
     """Question whether an explanation fits a window."""
 
     explanation: Explanation
+    """explanation to rate"""
     window: Window
+    """window to compare it with"""
     marks: Integers | None = None
     """places of tokens of the window; None asks whether the latent fires anywhere in the window
     (detection), otherwise whether it fires on these tokens (fuzzing)"""
@@ -69,7 +73,11 @@ class Cost(NamedTuple):
     """price of these tokens; None without the prices of a judge"""
 
     def plus(self, other: "Cost") -> "Cost":
-        """Return the cost of both."""
+        """Return the cost of both.
+
+        Args:
+            other: cost to add; the price is known if both prices are.
+        """
         known = [each.price for each in (self, other) if each.price is not None]
         price = sum(known) if len(known) == 2 else None
         return Cost(self.calls + other.calls, self.tokens + other.tokens, price)
@@ -81,10 +89,12 @@ class Cost(NamedTuple):
 
 
 class Judge(Protocol):
-    """Rater of explanations; `explains` says whether it can also write them."""
+    """Rater of explanations, which may write them, too."""
 
     name: str
+    """name of the judge in scores and messages"""
     explains: bool
+    """whether it can also write explanations"""
     graded: bool
     """whether ratings only order windows, so that no threshold separates yes from no"""
 

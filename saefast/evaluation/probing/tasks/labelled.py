@@ -29,7 +29,9 @@ class Span(NamedTuple):
     text: int
     """number of the text"""
     start: int
+    """first character"""
     end: int
+    """character after the last"""
 
 
 @dataclass(frozen=True, kw_only=True)
