@@ -83,7 +83,7 @@ def _trained_beside(run: Path, name: str, weight: float = 0.0) -> Path:
 
 
 def _evaluated(run: Path, beside: list[Path], budget: str) -> dict[str, Any]:
-    """Evaluate the run anew, and return its scores, seconds and peak memory."""
+    """Evaluate the run again, and return its scores, seconds and peak memory."""
     shutil.rmtree(run / "evaluation", ignore_errors=True)
     command = [sys.executable, "-P", "-m", "saefast", "evaluate", str(run), *KEPT]
     command += ["--budget", budget, "--json", "--beside", *map(str, beside)]

@@ -1,7 +1,7 @@
 """match: neighbours beside FAISS and a GEMM, one to one beside scipy and lapx, and large sizes.
 
 `python -m bench match --json FILE` runs all parts, each in a separate process; `--parts` selects
-some. `--dry-run --m M --d D` only estimates what a matching will take.
+some. `--dry-run --m M --d D` only estimates the time and memory of a matching.
 """
 
 import argparse
@@ -317,7 +317,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--dry-run", action="store_true", help="estimate what --m and --d will take"
+        "--dry-run", action="store_true", help="estimate time and memory of --m and --d"
     )
     parser.add_argument("--m", type=int, default=2**20)
     parser.add_argument("--d", type=int, default=32)

@@ -39,7 +39,7 @@ class Sanitizer(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A change of one line, and what the sanitizer has to report then."""
+    """A change of one line, and the report that it must cause."""
 
     sanitizer: str
     file: str

@@ -1,6 +1,6 @@
 """Tables of README and documentation, made of committed rows.
 
-`python -m bench.table` rewrites what lies between `<!-- table: NAME -->` and
+`python -m bench.table` rewrites the text between `<!-- table: NAME -->` and
 `<!-- end of table -->`, and the figures of the study.
 """
 

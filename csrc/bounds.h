@@ -12,7 +12,7 @@ namespace saefast {
 struct Columns {
   int64_t width;
   const float* norm;  // [m] upper bounds of the norms of the scaled weight rows
-  const float* lost;  // [m] upper bounds of the norms of what rounding removed from them
+  const float* lost;  // [m] upper bounds of the norms of their rounding errors
   // [groups * width] term that is added to screened products before they are compared: bias *
   // scale, less the threshold if there is one; for masked columns and beyond m -infinity, or NaN if
   // scores are ranked by their absolute value
@@ -62,8 +62,8 @@ template <class Storage>
 Columns describe_columns(const EncodeArgs<Storage>& args, int64_t width, const float* norm,
                          const float* lost);
 
-// Computes the bound of a row from its squared norm and the squared norm of what rounding removed
-// from it, as PackKernels measures them.
+// Computes the bound of a row from its squared norm and the squared norm of its rounding
+// error, as PackKernels measures them.
 template <class Storage>
 ScreenedRow describe_row(const EncodeArgs<Storage>& args, const Columns& columns, double squared,
                          double lost_squared);

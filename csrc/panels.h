@@ -30,7 +30,7 @@ ScreenPlan plan_screen(const Kernels& kernels, Screen screen);
 struct Panels {
   uint32_t* units;  // [panels, units_of(d), tile.columns]
   float* norm;      // [m] Euclidean norms of the scaled rows, rounded up
-  float* lost;      // [m] norms of what rounding removed from them, rounded up
+  float* lost;      // [m] norms of their rounding errors, rounded up
 };
 
 // Returns the number of panels of m columns.

@@ -6,8 +6,8 @@ nearest to the multiplied number, the second the float16 nearest to the remainde
 most 2^-22 of a number, or 2^-38 of the bound where that is more, since float16 ends at 2^-24. A
 number beyond the range, from 2^75 on, becomes infinite.
 
-The parts of two numbers x and w have four products, of which three are added. What is left out, of
-the numbers and of their product, is at most (3 * 2^-22 + 2^-42) |x| |w|.
+The parts of two numbers x and w have four products, of which three are added. The error of the
+parts and of the product is at most (3 * 2^-22 + 2^-42) |x| |w|.
 """
 
 import triton

@@ -1,4 +1,4 @@
-"""Round rows to the operands of a tensor core, and measure bounds on what the rounding removed.
+"""Round rows to the operands of a tensor core, and bound the rounding errors.
 
 A float16 keeps eight times the precision of a bfloat16 at the same speed, but has a small range:
 rows are multiplied by a power of two that brings their largest number below 2^14.
@@ -38,7 +38,7 @@ def unit_dtype(product: str) -> torch.dtype:
 
 @dataclass(frozen=True)
 class RoundedRows:
-    """Rows rounded for the screening product, and bounds on what the rounding removed."""
+    """Rows rounded for the screening product, and bounds of the rounding errors."""
 
     product: str
     """float16, bfloat16, tfloat32 or float32"""
@@ -47,7 +47,7 @@ class RoundedRows:
     norm: Tensor
     """[rows] float32, upper bounds of the norms before rounding"""
     lost: Tensor
-    """[rows] float32, upper bounds of the norms of what rounding removed"""
+    """[rows] float32, upper bounds of the norms of the rounding errors"""
     multiplier: Tensor | None = None
     """[rows] or [1] float32, powers of two by which rows were multiplied before they were rounded
     to float16; None for other products"""
@@ -153,7 +153,7 @@ def round_rows(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Round one row per program, times its scale, and bound its norm and what rounding removed.
+    """Round one row per program, times its scale, and bound its norm and rounding error.
 
     Both bounds are zero only if the norms are exactly zero.
 

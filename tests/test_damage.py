@@ -169,7 +169,7 @@ def test_files_without_checksums_load_and_are_reported_apart(
     assert [damage for damage in saefast.verify(run) if "index" not in damage.reason] == []
     assert not any(each.has_checksums for each in examine(run / "seed-0"))
     with flipped(run / WEIGHTS, first_bit(run / WEIGHTS, "W_dec")):
-        saefast.load_sae(run / "seed-1")  # nothing tells that it is damaged
+        saefast.load_sae(run / "seed-1")  # the damage cannot be seen
     saefast.train_saes(
         torch.randn(600, 8, generator=torch.Generator().manual_seed(0)),
         saefast.TrainConfig(latents=16, k=2, seeds=(0, 1), tokens=600, batch_size=100),

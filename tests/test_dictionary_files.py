@@ -68,7 +68,7 @@ def anonymous_memory() -> int:
     raise AssertionError
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells")
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux")
 @pytest.mark.parametrize("name", ["sae_lens", "sparsify", "dictionary_learning", "gemma_scope"])
 def test_dictionaries_are_mapped_instead_of_read(tmp_path: Path, name: str) -> None:
     m, d = 20_000, 256

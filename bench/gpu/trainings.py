@@ -68,7 +68,7 @@ def together(shape: Shape) -> int:
     """Return how many SAEs are trained side by side: four, or two if four do not fit.
 
     A run ends with four times the weights of each SAE in float32: weights, both moments, and the
-    copy that is returned; besides it holds the encoder and the decoder in bfloat16.
+    copy that is returned; it also holds the encoder and the decoder in bfloat16.
     """
     of_one = (4 * 4 + 2) * 2 * shape.m * shape.d
     return 4 if 4 * of_one <= _ROOM else 2

@@ -100,8 +100,8 @@ def write_rows(folder: Path, texts: dict[str, Any], file: Path | None) -> None:
     print(f"{sum(row['complete'] for row in rows)} cells are finished")
     if file:
         kept = [row for row in _rows_in(file) if not (folder / row["piece"]).exists()]
-        told = {"machine": record.machine(), "commit": record.commit(), "texts": texts}
-        record.write(file, told | {"rows": sorted(kept + rows, key=_place)})
+        contents = {"machine": record.machine(), "commit": record.commit(), "texts": texts}
+        record.write(file, contents | {"rows": sorted(kept + rows, key=_place)})
 
 
 def _texts_in(file: Path | None) -> dict[str, Any] | None:

@@ -85,9 +85,9 @@ def _chart(figure: Figure, rows: list[Row]) -> str:
         covering(xs, log=True), y, figure.x_label, figure.y_label, x_names=names, x_marks=xs
     )
     for colour, (name, words) in zip(_COLOURS, figure.measures.items(), strict=False):
-        told = [row["measures"].get(name, [None] * 3) for row in rows]
-        chart.line(xs, [value for value, _, _ in told], colour)
-        for x, (value, low, high) in zip(xs, told, strict=True):
+        values = [row["measures"].get(name, [None] * 3) for row in rows]
+        chart.line(xs, [value for value, _, _ in values], colour)
+        for x, (value, low, high) in zip(xs, values, strict=True):
             if value is not None:
                 chart.point(x, value, colour, radius=3.5)
             if low is not None and high is not None:

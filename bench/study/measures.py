@@ -202,9 +202,9 @@ def _language_model(data: RunData) -> Iterator[tuple[str, Interval]]:
         yield f"ce_{name}", _with_error(effect.ce)
 
 
-def _with_error(told: EstimateRecord) -> Interval:
-    half = _NORMAL * (told.error or 0.0)
-    return Interval(told.value, told.value - half, told.value + half)
+def _with_error(estimate: EstimateRecord) -> Interval:
+    half = _NORMAL * (estimate.error or 0.0)
+    return Interval(estimate.value, estimate.value - half, estimate.value + half)
 
 
 def rounded(found: Mapping[str, Interval]) -> dict[str, Sequence[float | None]]:

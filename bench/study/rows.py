@@ -49,7 +49,7 @@ def _rows_of_piece(root: Path, name: str) -> Iterator[Row]:
             "cell": cell,
             "complete": done is not None and is_finished_until(job, "report"),
             **_settings(settings),
-            "seconds": {stage: told.seconds for stage, told in data.stages.items()},
+            "seconds": {stage: record.seconds for stage, record in data.stages.items()},
             "machine": done.processor if done else None,
             "commit": done.commit[:7] if done and done.commit else None,
             "measures": rounded(measures(data)),

@@ -117,11 +117,11 @@ def cost() -> str:
 
 def caption() -> str:
     """Return where and when the rows were measured."""
-    told = load("study")
-    machine, sources = told["machine"], told["texts"]["sources"]
+    results = load("study")
+    machine, sources = results["machine"], results["texts"]["sources"]
     characters = sum(each["characters"] for each in sources.values())
     named = ", ".join(f"{name} {each['characters'] / 1e6:.0f} M" for name, each in sources.items())
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in told["rows"] if row["commit"]))
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in results["rows"] if row["commit"]))
     return (
         f"{machine['cpu']}, {machine['cores']} cores shared with other work; at commit {commits}. "
         f"Texts: {characters / 1e6:.0f} M characters ({named})."
@@ -152,12 +152,12 @@ def _cells(
             continue
         lines.append([f"**{_TITLES[axis]}**", *[""] * len(columns)])
         for row in rows:
-            cells = [_told(row["measures"].get(name), form) for _, name, form in columns]
+            cells = [_in_words(row["measures"].get(name), form) for _, name, form in columns]
             lines.append([label(row, axis), *cells])
     return markdown(lines)
 
 
-def _told(value: Value | None, form: Callable[[Value], str]) -> str:
+def _in_words(value: Value | None, form: Callable[[Value], str]) -> str:
     return "" if value is None else form(value)
 
 

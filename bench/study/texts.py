@@ -136,8 +136,8 @@ def _texts() -> Iterator[Text]:
     for service in sorted(folder.iterdir()):
         files = sorted(service.glob("*/service-2.json.gz"))
         if files:
-            told = distinct(map(without_markup, _documentation(_read(files[-1]))), seen)
-            for text in joined(told, SERVICE_CHARACTERS, SERVICE_CHARACTERS):
+            parts = distinct(map(without_markup, _documentation(_read(files[-1]))), seen)
+            for text in joined(parts, SERVICE_CHARACTERS, SERVICE_CHARACTERS):
                 yield Text("botocore", service.name, text)
     modules: dict[str, list[str]] = {}
     for document in builtin_corpus():

@@ -127,7 +127,7 @@ def caption(result: dict[str, Any] | None = None) -> str:
         "the case take at the speed of this GPU's own large products and copies "
         f"({ceilings['bf16_flops'] * 1e-12:.0f} TFLOP/s in bfloat16, "
         f"{ceilings['copy_bytes'] * 1e-12:.2f} TB/s). Multiples are of the time of the case's "
-        "first row, so what is below one is faster than it. Steps of saefast are those that "
+        "first row, so values below one are faster. Steps of saefast are those that "
         "`train_saes` takes by default, with clipping, AuxK and unit norm; dense steps "
         "have none of these. The update is a part of the step: Adam alone is given the "
         "gradients that saefast sums up itself. (d, m, k, n) above each column. "

@@ -102,7 +102,7 @@ using Places = void (*)(const float* scores, int64_t count, int32_t* places);
 // Packing of rows.
 struct PackKernels {
   // Packs one row [d] times `scale` into `units`, and writes the squared norms of the exact row and
-  // of what rounding removed from it; float sums of these are raised by their worst rounding error.
+  // of its rounding error; float sums of these are raised by their own worst rounding error.
   template <class Storage>
   using Row = void (*)(const Storage* row, int64_t d, double scale, Packing packing,
                        uint32_t* units, double* squared, double* lost);

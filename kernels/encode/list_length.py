@@ -6,10 +6,10 @@ from ..device import power_of_two
 from .lists import block
 
 LONGEST = 8192
-"""maximum length of a list: what the shared memory of a block holds, MOST_CAPACITY in
+"""maximum length of a list that the shared memory of a block holds, MOST_CAPACITY in
 csrc/cuda/select.h"""
 _LOST = {"bfloat16": 1.6e-3, "float16": 2e-4, "tfloat32": 2e-4, "float32": 0.0}
-"""norm of what rounding removes from a row of Gaussian numbers, relative to the row's norm;
+"""norm of the rounding error of a row of Gaussian numbers, relative to the row's norm;
 slightly more than measured"""
 _DEVIATIONS = 4.3
 """standard deviations above its expectation that a count is allowed: exceeded by one row of

@@ -24,7 +24,7 @@ class Bounds(NamedTuple):
     norm: Tensor
     """[m] float32, upper bounds of the norms of the columns, see `RoundedRows`"""
     lost: Tensor
-    """[m] float32, upper bounds of the norms of what rounding removed from the columns"""
+    """[m] float32, upper bounds of the norms of the columns' rounding errors"""
     reach: Tensor
     """[n] float32, factor of `norm`"""
     spread: Tensor

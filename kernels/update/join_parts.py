@@ -36,7 +36,7 @@ def join_lengths(norm_parts, lost_parts, norm, lost, latents, count, d, BLOCK: t
 
     Args:
         norm_parts: [count, latents] float32, squared norms of the rows by block of columns.
-        lost_parts: [count, latents] float32, the same of what rounding removed.
+        lost_parts: [count, latents] float32, the same of their rounding errors.
         norm: [latents] float32 output.
         lost: [latents] float32 output.
         latents: number of latents.

@@ -232,7 +232,7 @@ class LatentPass:
         )
 
     def _update(self, side: _Side, factor: Tensor | None, *, encoder: bool) -> None:
-        """Update one side, and finish what needs whole rows: norms of packed rows and unit norm."""
+        """Update one side, then its unit norm and packed norms, which need whole rows."""
         operands, weight = self.operands, side.learned.weight
         m, d = weight.shape
         parts = self._parts(2 * _column_blocks(d))

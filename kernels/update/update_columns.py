@@ -163,8 +163,8 @@ def update_columns(
     and `factor` multiplies the rest. The results that TASK selects are:
 
     - "update": a step of Adam. PACK rounds the row for the screen, as `round_rows` does. MEASURE or
-      PACK: the squared norm of these columns of the new row in `parts`; PACK: that of what rounding
-      removed from them in `lost_parts`.
+      PACK: the squared norm of these columns of the new row in `parts`; PACK: that of their
+      rounding errors in `lost_parts`.
     - "squares": the squared norm of these columns of the gradient in `parts`.
     - "along": the product of these columns of the gradient and of the row in `parts`.
     - "share": none but the share of the inputs' gradient.

@@ -1,4 +1,4 @@
-"""Order in which rows are drawn: shuffled anew in every epoch, but read in long runs.
+"""Order in which rows are drawn: shuffled again in every epoch, but read in long runs.
 
 The rows are cut into blocks of consecutive rows. An epoch distributes the blocks at random over
 windows and shuffles the rows within each window, which is what must fit in memory.

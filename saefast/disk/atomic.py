@@ -86,7 +86,7 @@ def write_tensors(
 
 
 def remove_tensors(path: Path) -> None:
-    """Remove a file of `write_tensors` if it exists, and what a killed process left beside it."""
+    """Remove a file of `write_tensors` if it exists, and remains of a killed process beside it."""
     shutil.rmtree(path.with_name(path.name + PART), ignore_errors=True)
     remove_file(path)
 

@@ -50,7 +50,7 @@ def write_table(
     Args:
         path: the file; missing folders are made.
         columns: the columns by name, or a table of them.
-        metadata: of the file's schema; None: what pyarrow makes of the columns.
+        metadata: metadata of the file's schema; None: pyarrow's own.
     """
     import pyarrow as pa
 

@@ -17,7 +17,7 @@ def principal_angles(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: [m, d]; rows may have any length, and may be linearly dependent or zero.
-        b: [m2, d]; likewise.
+        b: [m2, d]; of the same kind.
 
     Returns:
         [r] float64 angles in radians, ascending, where r is the dimension of the smaller span.

@@ -1,4 +1,4 @@
-"""Content of the JSON files in the folder of a sweep, and what differs from the sweep file."""
+"""Content of the JSON files in the folder of a sweep, and differences from the sweep file."""
 
 from dataclasses import dataclass
 from typing import Any

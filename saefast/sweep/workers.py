@@ -159,7 +159,7 @@ class LocalWorkers(Generic[AnyTask]):
 
     def _begin(self, place: int) -> "_Process[AnyTask]":
         process = subprocess.Popen(
-            # -P: what the driver imports is imported, not a checkout that is the current folder.
+            # -P: workers import the modules of the driver, not those of the current folder.
             [sys.executable, "-P", "-m", "saefast.sweep.worker", str(self._threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -18,7 +18,7 @@ class Logger(Protocol):
         ...
 
     def flush(self) -> None:
-        """Make what was written survive a power failure, before a checkpoint."""
+        """Flush written values to the disk, before a checkpoint."""
         ...
 
     def close(self) -> None:

@@ -68,20 +68,20 @@ def test_texts_are_written_once_with_a_digest(tmp_path, monkeypatch):
     given = [texts.Text("one", "a", "first"), texts.Text("two", "b", "second text")]
     monkeypatch.setattr(texts, "_texts", lambda: iter(given))
     monkeypatch.setattr(texts, "version", lambda name: "1")
-    told = texts.assemble(tmp_path / "texts")
-    assert told["sources"] == {
+    found = texts.assemble(tmp_path / "texts")
+    assert found["sources"] == {
         "one": {"files": 1, "characters": 5},
         "two": {"files": 1, "characters": 11},
     }
     files = sorted((tmp_path / "texts").glob("*.txt"))
     assert sorted(file.read_text() for file in files) == ["first", "second text"]
     monkeypatch.setattr(texts, "_texts", lambda: pytest.fail("texts are assembled twice"))
-    assert texts.assemble(tmp_path / "texts") == told
+    assert texts.assemble(tmp_path / "texts") == found
 
 
 @pytest.mark.parametrize("piece", PIECES, ids=lambda piece: piece.name)
 def test_cells_of_a_piece_share_the_rows_of_the_base(piece):
-    """Except for pieces on text and layers; otherwise a piece would harvest anew."""
+    """Except for pieces on text and layers; otherwise a piece would harvest again."""
     base = read_settings(piece.file.parent / "base.toml")
     cells = read_sweep(piece.file).cells
     assert cells
@@ -118,24 +118,24 @@ def test_rows_have_the_settings_and_measures_of_finished_cells(root):
     rows = rows_of(root, [Piece("tiny", 0.0), Piece("not begun", 0.0)])
     assert [(row["piece"], row["latents"]) for row in rows] == [("tiny", 96), ("tiny", 128)]
     row = rows[0]
-    told = row["measures"]
+    found = row["measures"]
     data = RunData(root / "tiny" / "cells" / "latents-96")
     shares = [each.stable / each.alive for each in data.stability.seeds]
     assert row["complete"]
-    assert told["stable_share"] == pytest.approx(student_interval(shares), rel=1e-4)
+    assert found["stable_share"] == pytest.approx(student_interval(shares), rel=1e-4)
     shared = [
         each["value"]
         for each in data.overlap
         if (each["name"], each["match"], each["of"], each["side"], each["threshold"])
         == ("shared", "nearest", "both", "decoder", 0.7)
     ]
-    assert told["shared"][0] == pytest.approx(np.mean(shared), rel=1e-4)
-    assert told["shared"][1] < told["shared"][0] < told["shared"][2]
+    assert found["shared"][0] == pytest.approx(np.mean(shared), rel=1e-4)
+    assert found["shared"][1] < found["shared"][0] < found["shared"][2]
     for name in ("explained_variance", "stable_lead", "unstable_lead", "unstable_r2"):
-        low, high = told[name][1:]
-        assert low <= told[name][0] <= high
-    assert told["unstable_beyond_subset"][0] == pytest.approx(
-        told["unstable_overlap"][0] - told["unstable_overlap_subset"][0], abs=1e-4
+        low, high = found[name][1:]
+        assert low <= found[name][0] <= high
+    assert found["unstable_beyond_subset"][0] == pytest.approx(
+        found["unstable_overlap"][0] - found["unstable_overlap_subset"][0], abs=1e-4
     )
     assert row["seconds"]["train"] > 0
     assert "commit" in row  # None where the package is installed without its repository
@@ -152,14 +152,14 @@ def test_an_interrupted_cell_has_the_measures_of_finished_stages(root, stage):
         rows = rows_of(root, [Piece("tiny", 0.0)])
     finally:
         record.write_text(text)
-    told = {row["latents"]: row for row in rows}
-    assert told[96]["complete"]
-    assert set(told) == ({96, 128} if stage == "subspace" else {96})
+    found = {row["latents"]: row for row in rows}
+    assert found[96]["complete"]
+    assert set(found) == ({96, 128} if stage == "subspace" else {96})
     if stage == "subspace":
-        assert not told[128]["complete"]
-        assert "stable_share" in told[128]["measures"]
-        assert "unstable_overlap" not in told[128]["measures"]
-        assert "unstable_overlap" in told[96]["measures"]
+        assert not found[128]["complete"]
+        assert "stable_share" in found[128]["measures"]
+        assert "unstable_overlap" not in found[128]["measures"]
+        assert "unstable_overlap" in found[96]["measures"]
 
 
 def test_measures_that_a_run_does_not_allow_are_left_out(tmp_path):

@@ -1,4 +1,4 @@
-"""Rows of campaigns, from what each of their tests has counted."""
+"""Rows of campaigns, made of the counts of their tests."""
 
 from typing import Any
 

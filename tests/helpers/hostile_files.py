@@ -80,7 +80,7 @@ def _streamed(source: Any) -> None:
 
 
 def _cached(folder: Path) -> None:
-    """Write what SAELens caches: a folder of the `datasets` library."""
+    """Write a cache of SAELens: a folder of the `datasets` library."""
     import pyarrow as pa
 
     folder.mkdir()
@@ -222,7 +222,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
 
 
 class Watch:
-    """An audit hook that refuses what no reader of files needs."""
+    """An audit hook that refuses operations that no reader of files needs."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None

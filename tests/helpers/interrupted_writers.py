@@ -26,7 +26,7 @@ def moved_away(folder: Path) -> list[Path]:
 
 
 class Interrupted(NamedTuple):
-    """Writer, the work that it finds, and what it makes of it when nothing disturbs it."""
+    """Writer, the files that it finds, and those that it leaves if it is not interrupted."""
 
     disk: FaultyDisk
     name: str
@@ -90,7 +90,7 @@ class Interrupted(NamedTuple):
 
         Args:
             folder: folder of the first attempt, which is removed.
-            why: what to show if this fails.
+            why: message if this fails.
             parts_remain: whether `.part` files may remain, since the disk allowed no removal.
         """
         again = self.write(folder)

@@ -31,7 +31,7 @@ SOON = 200.0
 
 
 class Fault(NamedTuple):
-    """What happens to one rank just before it takes a step."""
+    """Fault of one rank just before it takes a step."""
 
     what: str
     """name of a fault in `FAULTS`"""
@@ -92,8 +92,8 @@ class RankProcesses:
     Args:
         size: number of ranks.
         arguments: command line.
-        folder: current folder of the processes, in which they leave what they print.
-        fault: what happens to one of them; None: nothing.
+        folder: current folder of the processes, in which they leave their output.
+        fault: fault of one of them; None: none.
         patience: seconds that a rank waits for another one.
         store_in_rank: whether the store is in rank 0, as without torchrun.
     """
@@ -161,7 +161,7 @@ class RankProcesses:
         return [p.exitcode for rank, p in enumerate(self._processes) if rank not in without]
 
     def printed(self) -> str:
-        """Return what all ranks have printed."""
+        """Return the output of all ranks."""
         return "\n".join(_output(self.folder, rank).read_text() for rank in range(self.size))
 
     @property

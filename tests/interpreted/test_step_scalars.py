@@ -1,4 +1,4 @@
-"""The kernels of a step besides its products, against their definitions in torch."""
+"""The kernels of a step other than its products, against their definitions in torch."""
 
 import math
 

@@ -13,7 +13,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from saefast.integrations import sae_lens  # noqa: F401, what registers ours
+from saefast.integrations import sae_lens  # noqa: F401, registers saefast's
 
 D, M, K, N = 24, 96, 6, 50
 TIGHT = {"rtol": 1e-5, "atol": 1e-6}

@@ -58,7 +58,7 @@ def alone(sweep: Sweep, tmp_path: Path) -> Path:
 
 
 def drive(sweep: Sweep, out: Path, hands: InlineWorkers, **options: Any) -> list[str]:
-    """Run a sweep without failed cells on these workers, and return what it tells."""
+    """Run a sweep without failed cells on these workers, and return its result."""
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pool, "LocalWorkers", lambda *_: hands)

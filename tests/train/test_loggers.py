@@ -1,4 +1,4 @@
-"""Loggers besides the lines of JSON."""
+"""Loggers other than the lines of JSON."""
 
 import sys
 from pathlib import Path

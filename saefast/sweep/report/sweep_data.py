@@ -48,7 +48,7 @@ class Axis:
     @property
     def names(self) -> list[str]:
         """Words for each value."""
-        return [told_value(value) for value in self.values]
+        return [in_words(value) for value in self.values]
 
     @property
     def scale(self) -> Scale:
@@ -210,7 +210,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def told_value(value: Any) -> str:
+def in_words(value: Any) -> str:
     """Format a value of a setting."""
     if isinstance(value, str):
         return value or '""'

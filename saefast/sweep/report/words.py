@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from saefast.sweep.report.curves import Curve
-from saefast.sweep.report.sweep_data import Axis, SweepData, told_value
+from saefast.sweep.report.sweep_data import Axis, SweepData, in_words
 
 _SETTINGS = {
     "source": "rows from",
@@ -35,7 +35,7 @@ def facts_of_sweep(data: SweepData) -> list[tuple[str, str]]:
         found.append(("SAEs", f"{saes:,}"))
     found += [(axis.name, _values(axis)) for axis in data.axes]
     same = [
-        f"{words} {told_value(values[0])}"
+        f"{words} {in_words(values[0])}"
         for column, words in _SETTINGS.items()
         if len(values := data.of_cells(column)) == 1
         and not any(axis.short == column and len(axis.values) > 1 for axis in data.axes)
