@@ -117,8 +117,9 @@ def step_exchanges(
     codes = usual_codes(config, ranks) if codes is None else codes
     counted = _Step(config, d if d_out is None else d_out, d, CountedRanks(rank, ranks))
     counted.codes(codes)
-    counted.auxk([0] * ranks if dead is None else list(dead))
-    counted.update(None if config.auxk is None else sum(dead or ()))
+    listed = [0] * ranks if dead is None or config.auxk is None else list(dead)
+    counted.auxk(listed)
+    counted.update(sum(listed))
     return counted.parts
 
 
@@ -171,8 +172,8 @@ class _Step:
         share.joined_columns(column_sums)
         self._count("auxk")
 
-    def update(self, dead: int | None) -> None:
-        """Count the pass over the latents; `dead` is None without AuxK."""
+    def update(self, dead: int) -> None:
+        """Count the pass over the latents, of which AuxK revives `dead`."""
         config, rules, share = self._config, self._config.rules, self._share
         for penalty in rules.penalties:
             if penalty.norm == "fro" and penalty.side == "decoder":
@@ -187,7 +188,7 @@ class _Step:
             if config.precision == "bf16_weights" or self._decays():
                 share.added(_floats(share.latents))
                 self._count("penalties")
-            elif dead is not None:
+            elif dead > 0:
                 share.added(_floats(dead))
                 self._count("auxk")
         if rules.clip is not None:

@@ -126,6 +126,8 @@ class SharedPass:
             return share.added(self._columns_pass("along", decoder, None, nothing)), None
         if extra is None:
             return None, None
+        if len(extra.latents) == 0:  # on all ranks, which list the same dead latents
+            return None, extra.b_enc
         rows = extra.latents[:, None]
         partial = partial_dots(extra.w_dec, decoder.w_dec, rows, share.width, share.ranks.size)
         return None, share.added(partial.squeeze(1))

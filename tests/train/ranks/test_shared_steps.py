@@ -182,12 +182,16 @@ def test_a_batch_of_ties_goes_to_the_lowest_latents() -> None:
     assert_ranks_equal_one_process(sae, rows(1, 20, 16, 0, FLOAT32), [3], 2, lr=1e-2)
 
 
-def test_ranks_exchange_codes_and_norms_alone() -> None:
-    """As many bytes as the design counts: 24 n k + 8 m, and less that grows with n or d alone."""
+@pytest.mark.parametrize("auxk", [None, AuxK(k=6, dead_after=10_000)], ids=["plain", "auxk"])
+def test_ranks_exchange_codes_and_norms_alone(auxk: AuxK | None) -> None:
+    """As many bytes as the design counts: 24 n k + 8 m, and less that grows with n or d alone.
+
+    AuxK exchanges nothing while no latent is dead.
+    """
     n, d, m, k, size = 64, 64, 512, 4, 4
     sae, (x,) = sae_of(d, m, k), rows(1, n, d, 0, FLOAT32)
     group = Simulated(size)
-    group.run(lambda ranks: FusedStep(copied(sae), ranks=ranks)(x).path)
+    group.run(lambda ranks: FusedStep(copied(sae), auxk=auxk, ranks=ranks)(x).path)
     codes, norms, squares_of_rows = 24 * n * k, 8 * m, 8 * n
     gradient_of_inputs, b_dec = 4 * (m // 64 * d // size + d), 4 * d
     others = (size - 1) / size
