@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from saefast import checks
+from saefast.dictionary import SIDES
 from saefast.pipeline.evaluation_settings import (
     AbsorbSettings,
     Budget,
@@ -17,6 +18,7 @@ from saefast.pipeline.evaluation_settings import (
     ProbeSettings,
     SteerSettings,
 )
+from saefast.stability.inputs import MATCHES, check_threshold
 from saefast.train.config import TrainConfig
 from saefast.train.train import check_reports
 
@@ -150,6 +152,9 @@ class StabilitySettings:
     """share of rows below which a feature counts as dead"""
 
     def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        checks.one_of("match", self.match, MATCHES)
+        checks.one_of("side", self.side, SIDES)
         checks.at_least("unstable", self.unstable, 0)
         checks.at_least("least_rate", self.least_rate, 0, below=1)
         if not self.unstable < self.stable <= 1:
@@ -169,6 +174,11 @@ class SubspaceSettings:
     seed: int = 0
     """seed of the draws"""
 
+    def __post_init__(self) -> None:
+        _check_optional(self, "rank", 1)
+        checks.whole("draws", self.draws, 0)
+        checks.whole("seed", self.seed, 0)
+
 
 @dataclass(frozen=True)
 class PoolSettings:
@@ -187,6 +197,11 @@ class PoolSettings:
     pool, its seeds and its fine-tuning together"""
     margin: float = 0.01
     """largest difference that counts as none"""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "tokens", "scratch_tokens"):
+            _check_optional(self, name, 1)
+        checks.at_least("margin", self.margin, 0)
 
 
 @dataclass(frozen=True)
@@ -221,6 +236,12 @@ class EvaluateSettings:
     absorb: AbsorbSettings = field(default_factory=AbsorbSettings)
     """settings of absorption"""
 
+    def __post_init__(self) -> None:
+        checks.whole("draws", self.draws, 1)
+        for name in ("tokens", "contexts"):
+            checks.whole(name, getattr(self, name), 0)
+        _check_optional(self, "statistics_rows", 1)
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -254,3 +275,10 @@ class RunSettings:
         return json.loads(  # type: ignore[no-any-return]
             json.dumps({source: dataclasses.asdict(self.data), "train": train, **parts})
         )
+
+
+def _check_optional(settings: object, name: str, least: int) -> None:
+    """Raise unless a setting is None or an integer of at least `least`."""
+    value = getattr(settings, name)
+    if value is not None:
+        checks.whole(name, value, least)

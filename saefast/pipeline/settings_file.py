@@ -76,7 +76,7 @@ def settings_from(given: Any) -> RunSettings:
     if not isinstance(given, dict):
         raise TypeError(f"settings must be tables such as [train], got {type(given).__name__}")
     parts = {part.name: part for part in dataclasses.fields(RunSettings) if part.name != "data"}
-    _check_names("settings", given, [*SOURCES, *parts])
+    _check_names("the file", given, [*SOURCES, *parts])
     named = [name for name in SOURCES if name in given]
     if len(named) != 1:
         raise ValueError(

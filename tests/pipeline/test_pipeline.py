@@ -15,7 +15,7 @@ import torch
 from helpers.tiny_run import SETTINGS
 
 from saefast import activation_covariance, fit_subspaces, load_sae
-from saefast.cli import COMMANDS
+from saefast.cli import COMMANDS, main
 from saefast.disk.tables import read_json, read_table, write_json, write_table
 from saefast.pipeline import (
     EVALUATIONS,
@@ -49,6 +49,37 @@ def done(outcomes: list[Outcome]) -> list[str]:
 
 def go_on(run: Path, settings: RunSettings, until: str = "report") -> list[str]:
     return done(run_pipeline(settings, run, until=until, resume=True, progress=False))
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "message"),
+    [
+        ("stability", {"threshold": 2.0}, "threshold must be above 0 and at most 1, or 'null'"),
+        ("stability", {"match": "best"}, "match must be one of nearest, mutual, one_to_one"),
+        ("stability", {"side": "left"}, "side must be one of decoder, encoder, both"),
+        ("subspace", {"rank": 0}, "rank must be at least 1, got 0"),
+        ("subspace", {"draws": -1}, "draws must be at least 0, got -1"),
+        ("subspace", {"seed": -1}, "seed must be at least 0, got -1"),
+        ("pool", {"width": 0}, "width must be at least 1, got 0"),
+        ("pool", {"scratch_tokens": -4}, "scratch_tokens must be at least 1, got -4"),
+        ("pool", {"margin": -0.5}, "margin must be at least 0, got -0.5"),
+        ("evaluate", {"draws": 0}, "draws must be at least 1, got 0"),
+        ("evaluate", {"tokens": -1}, "tokens must be at least 0, got -1"),
+        ("evaluate", {"statistics_rows": 0}, "statistics_rows must be at least 1, got 0"),
+    ],
+)
+def test_settings_are_checked_before_a_run_begins(
+    part: str, given: dict[str, Any], message: str
+) -> None:
+    """A later stage would otherwise refuse them after the training."""
+    with pytest.raises(ValueError, match=message):
+        settings_from(SETTINGS | {part: given})
+
+
+def test_a_refused_setting_does_not_change_the_run(run: Path) -> None:
+    before = (run / "settings.json").read_bytes()
+    assert main(["stability", str(run), "--threshold", "2"]) == 1
+    assert (run / "settings.json").read_bytes() == before
 
 
 def test_a_stage_has_one_name_everywhere() -> None:
