@@ -13,6 +13,7 @@ from saefast.storage import save_into
 from saefast.train.checkpoint import RunFile
 from saefast.train.checkpoint_writer import CheckpointWriter
 from saefast.train.config import TrainConfig
+from saefast.train.finite_weights import NO_RESULT, check_weights
 from saefast.train.initial import Scales, folded
 from saefast.train.loggers import Logger
 from saefast.train.ranks.division import Division
@@ -126,11 +127,24 @@ class TrainedRun:
         return [next(each[owner]) for _, _, owner in self._all]
 
     def checkpoint(self, step: int) -> None:
-        """Write a checkpoint if the run has a folder; see `CheckpointWriter`."""
-        if self._checkpoints is not None:
-            for logger in self._log:
-                logger.flush()
-            self._checkpoints.save(step, {t.label: t.state_dict() for t in self.trainers})
+        """Write a checkpoint if the run has a folder; see `CheckpointWriter`.
+
+        Raises:
+            ValueError: a weight is NaN or infinite; nothing is written.
+        """
+        if self._run is None or self._checkpoints is None:
+            return
+        for logger in self._log:
+            logger.flush()
+        self._checkpoints.wait()
+        for trainer in self.trainers:
+            check_weights(
+                trainer.label,
+                trainer.step.sae.state_dict(),
+                f"the checkpoint of step {step} is not written and that of step {self._run.step} "
+                f"is intact",
+            )
+        self._checkpoints.save(step, {t.label: t.state_dict() for t in self.trainers})
 
     def finish(self, step: int, keep_training: bool) -> None:
         """Write the last checkpoint and the trained SAEs if the run has a folder."""
@@ -183,8 +197,10 @@ class TrainedRun:
         return saes
 
     def _result(self, trainer: SeedTrainer) -> SAE:
+        """Return the SAE for unscaled activations; ValueError if a weight is NaN or infinite."""
         sae = folded(trainer.whole_sae(), self._scales)
         sae.firing_rate = trainer.firing_rate.to(sae.W_dec.dtype)
+        check_weights(trainer.label, sae.state_dict(), NO_RESULT)
         return sae
 
     def _send(self, sae: SAE, owner: int) -> None:

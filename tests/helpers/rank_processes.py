@@ -30,13 +30,18 @@ SOON = 200.0
 """Seconds in which all ranks must end: they need a few on a machine that is not overloaded."""
 
 
+EVERY = -1
+"""Rank of a fault that all ranks have."""
+
+
 class Fault(NamedTuple):
-    """Fault of one rank just before it takes a step."""
+    """Fault of one rank just before or after it takes a step."""
 
     what: str
     """name of a fault in `FAULTS`"""
     rank: int
     step: int = 7
+    after: bool = False
 
 
 def _kill(trainer: SeedTrainer) -> None:
@@ -83,6 +88,7 @@ FAULTS: dict[str, Callable[[SeedTrainer], None]] = {
     "full disk": _fill_disk,
     "NaN in W_enc": _spoil("W_enc"),
     "NaN in W_dec": _spoil("W_dec"),
+    "NaN in b_dec": _spoil("b_dec"),
 }
 
 
@@ -186,7 +192,7 @@ def _work(
     os.dup2(output, 1)
     os.dup2(output, 2)
     torch.set_num_threads(1)
-    if fault is not None and fault.rank == rank:
+    if fault is not None and fault.rank in (rank, EVERY):
         _inject(fault)
     code = main(arguments)
     sys.stderr.flush()
@@ -198,8 +204,11 @@ def _inject(fault: Fault) -> None:
     real = SeedTrainer.train
 
     def faulty(trainer: SeedTrainer, number: int, batch: Any) -> None:
+        if fault.after:
+            real(trainer, number, batch)
         if number == fault.step:
             FAULTS[fault.what](trainer)
-        real(trainer, number, batch)
+        if not fault.after:
+            real(trainer, number, batch)
 
     SeedTrainer.train = faulty  # type: ignore[method-assign]

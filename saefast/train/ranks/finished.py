@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from saefast.disk.streamed_tensors import Pieces, write_pieces
 from saefast.sae import SAE
 from saefast.storage import save_into
+from saefast.train.finite_weights import NO_RESULT, check_weights
 from saefast.train.initial import Scales, folded
 from saefast.train.ranks.share import Share, shallow_copy
 
@@ -21,7 +22,8 @@ def save_together(
 ) -> None:
     """Write the files of an SAE, with the bytes that `save_into` writes for the whole one.
 
-    All ranks call this. The first one writes what the others send piece by piece.
+    All ranks call this. The first one writes what the others send piece by piece. Raises a
+    ValueError if a weight of this rank is NaN or infinite, before the file is complete.
 
     Args:
         folder: folder of the SAE, which may hold other files.
@@ -39,9 +41,11 @@ def save_together(
     outline.b_enc = nn.Parameter(share.whole("b_enc", part.b_enc.detach()))
     outline = folded(outline, scales)
     outline.firing_rate = firing_rate
+    there = {name: each for name, each in outline.state_dict().items() if not each.is_meta}
+    check_weights(folder.name, there, NO_RESULT)
     if share.ranks.rank > 0:
         for name, matrix in matrices.items():  # in the order in which they are written
-            for _ in _pieces(name, matrix, share, scales):
+            for _ in _pieces(folder.name, name, matrix, share, scales):
                 pass
         return
 
@@ -49,7 +53,7 @@ def save_together(
         each = {
             name: Pieces(
                 tuple(tensor.shape),
-                _pieces(name, matrices[name], share, scales)
+                _pieces(folder.name, name, matrices[name], share, scales)
                 if tensor.is_meta
                 else [tensor.contiguous()],
             )
@@ -60,7 +64,7 @@ def save_together(
     save_into(folder, outline, write)
 
 
-def _pieces(name: str, part: Tensor, share: Share, scales: Scales) -> Iterator[Tensor]:
+def _pieces(label: str, name: str, part: Tensor, share: Share, scales: Scales) -> Iterator[Tensor]:
     """Send the pieces of a matrix as it is stored, W_enc as its transpose, to the first rank.
 
     Yields:
@@ -72,6 +76,7 @@ def _pieces(name: str, part: Tensor, share: Share, scales: Scales) -> Iterator[T
     for start in range(0, rows, count):
         here = slice(start, min(start + count, rows))
         own = part[:, here].T if name == "W_enc" else part[here] * (scales.x / scales.target)
+        check_weights(label, {name: own}, NO_RESULT)
         got = _sent_to_first(share, name, own)
         if got:
             yield _joined(share, name, got)

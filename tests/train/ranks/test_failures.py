@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.rank_processes import SOON, Fault, RankProcesses
+from helpers.rank_processes import EVERY, SOON, Fault, RankProcesses
 from helpers.training_runs import ROWS, checkpoint_of, command, saved
 
 
@@ -29,6 +29,7 @@ def assert_goes_on(folder: Path, out: str, size: int) -> None:
 
 STOPPED = "the training stopped, since "
 ENDED = "ended or did not answer"
+REFUSED = "the checkpoint of step 8 is not written and that of step 7 is intact, since "
 
 
 @pytest.mark.parametrize(
@@ -40,13 +41,16 @@ ENDED = "ended or did not answer"
         (2, Fault("full disk", 0), "checkpoint of step 8 could not be .*step 7 is intact; resume"),
         (2, Fault("NaN in W_enc", 1), "step 7, .* NaN or infinit"),
         (2, Fault("NaN in W_dec", 1), "step 7, .* NaN or infinit"),
+        (4, Fault("NaN in W_enc", 2, after=True), f"since rank 2 failed: {REFUSED}W_enc of"),
+        (2, Fault("NaN in W_dec", 0, after=True), f"saefast: {REFUSED}W_dec of seed-0"),
+        (4, Fault("NaN in b_dec", EVERY, after=True), f"saefast: {REFUSED}b_dec of seed-0"),
     ],
-    ids=lambda value: value.what if isinstance(value, Fault) else None,
+    ids=lambda value: value.what + " after" * value.after if isinstance(value, Fault) else None,
 )
 def test_all_ranks_end_with_one_message_and_an_intact_checkpoint(
     size: int, fault: Fault, sentence_part: str, folder: Path
 ) -> None:
-    out = f"{fault.what}-{fault.rank}"
+    out = f"{fault.what}-{fault.rank}-{fault.after}"
     killed = fault.what.startswith("killed")
     ranks = RankProcesses(size, command(out), folder, fault=fault)
     codes = ranks.ended(SOON, without=[fault.rank] if killed else ())

@@ -1,0 +1,127 @@
+"""Weights that are NaN or infinite are not written, by one process or several."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.training_runs import ROWS, checkpoint_of, config, results_of, train
+from torch import Tensor
+
+from saefast.activations import TensorActivations
+from saefast.train.finite_weights import check_weights
+from saefast.train.ranks import Simulated
+from saefast.train.seed_trainer import SeedTrainer
+
+
+class Spoiled:
+    """Trainings in which a weight gets a value after a step.
+
+    Args:
+        name: name of the weight.
+        value: the value of one of its entries.
+        step: number of the step, from 0.
+        rank: rank whose share is spoiled, of several.
+    """
+
+    def __init__(self, name: str, value: float, step: int, rank: int = 0) -> None:
+        self.name, self.value, self.step, self.rank = name, value, step, rank
+
+    def __enter__(self) -> "Spoiled":
+        self._patch = pytest.MonkeyPatch()
+        real = SeedTrainer.train
+
+        def spoiling(trainer: SeedTrainer, number: int, batch: Any) -> None:
+            real(trainer, number, batch)
+            share = trainer.step.share
+            if number == self.step and (share is None or share.ranks.rank == self.rank):
+                weight: Tensor = getattr(trainer.step.sae, self.name).data
+                weight.view(-1)[-1] = self.value
+
+        self._patch.setattr(SeedTrainer, "train", spoiling)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+
+WEIGHTS = [
+    ("topk", "W_enc", math.nan),
+    ("topk", "b_enc", math.inf),
+    ("topk", "W_dec", -math.inf),
+    ("topk", "b_dec", math.nan),
+    ("batchtopk", "batch_threshold", math.nan),
+    ("jumprelu", "jump_threshold", -math.inf),
+    ("gated", "r_mag", math.inf),
+]
+RESUMED = {"checkpoint_minutes": 0.0, "resume": True}
+
+
+@pytest.mark.parametrize(("variant", "name", "value"), WEIGHTS)
+def test_a_checkpoint_with_such_weights_is_refused(
+    variant: str, name: str, value: float, tmp_path: Path
+) -> None:
+    configuration = config(variant=variant, tokens=128 * 8, k_start=None)
+    train(configuration, out=tmp_path / "alone")
+    message = (
+        f"the checkpoint of step 6 is not written and that of step 5 is intact, since {name} of "
+        "seed-0 is NaN or infinite; a lower lr may help"
+    )
+    with Spoiled(name, value, 5), pytest.raises(ValueError, match=f"^{message}$"):
+        train(configuration, out=tmp_path / "run", checkpoint_minutes=0.0)
+    assert checkpoint_of(tmp_path / "run") == 5
+    train(configuration, out=tmp_path / "run", **RESUMED)
+    assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
+def test_a_rank_with_such_weights_ends_all(name: str, size: int, tmp_path: Path) -> None:
+    configuration = config(latents=300, tokens=128 * 4)
+    train(configuration, out=tmp_path / "alone")
+
+    def run(**arguments: Any) -> None:
+        Simulated(size).run(
+            lambda ranks: len(train(configuration, ranks=ranks, out=tmp_path / "run", **arguments))
+        )
+
+    message = f"the checkpoint of step 4 is not written and that of step 3 is intact, since {name}"
+    with Spoiled(name, math.nan, 3, rank=size - 1), pytest.raises(ValueError, match=message):
+        run(checkpoint_minutes=0.0)
+    assert checkpoint_of(tmp_path / "run") == 3
+    assert not list((tmp_path / "run/seed-0").glob("*.safetensors"))
+    run(**RESUMED)
+    assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_without_a_folder_no_rank_gets_such_saes(size: int) -> None:
+    message = "the training ends without a result, since b_enc of seed-0 is NaN or infinite"
+    with Spoiled("b_enc", math.nan, 3, rank=size - 1), pytest.raises(ValueError, match=message):
+        Simulated(size).run(
+            lambda ranks: train(config(latents=300, tokens=128 * 4), ranks=ranks, out=None)
+        )
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("name", ["W_dec", "b_enc"])
+def test_weights_that_the_scales_make_infinite_are_refused(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    """The checkpoint holds weights for scaled activations, the finished SAE those for unscaled."""
+    rows = {"W_dec": TensorActivations(ROWS, 1e3 * ROWS), "b_enc": 1e3 * ROWS}[name]
+    message = f"the training ends without a result, since {name} of seed-0 is NaN or infinite"
+    with Spoiled(name, 3e38, 3, rank=size - 1), pytest.raises(ValueError, match=message):
+        Simulated(size).run(
+            lambda ranks: train(
+                config(latents=300, tokens=128 * 4), rows=rows, ranks=ranks, out=tmp_path
+            )
+        )
+    assert checkpoint_of(tmp_path) == 4
+    assert not list((tmp_path / "seed-0").glob("*.safetensors"))
+
+
+def test_masked_latents_are_no_such_weights() -> None:
+    masked = {"b_enc": torch.tensor([0.0, -math.inf]), "jump_threshold": torch.tensor([math.inf])}
+    check_weights("seed-0", masked | {"W_enc": torch.empty(0, 3)}, "not raised")
