@@ -69,8 +69,9 @@ def examine(path: str | Path, *, progress: bool = False) -> list[Examined]:
         raise FileNotFoundError(f"{path} does not exist; give a folder or file that was saved")
     files = list(_files(path))
     if not files:
+        held = "is" if path.is_file() else "holds"
         raise FileNotFoundError(
-            f"{path} holds none of the files that can be verified: {', '.join(_KINDS)}"
+            f"{path} {held} none of the files that can be verified: {', '.join(_KINDS)}"
         )
     found: list[Examined] = []
     known: set[Path] = set()
@@ -89,7 +90,8 @@ def examine(path: str | Path, *, progress: bool = False) -> list[Examined]:
 def _files(path: Path) -> Iterator[Path]:
     """Yield the files below a path in the order of names, without those being written."""
     if path.is_file():
-        yield path
+        if path.suffix in ("", *_KINDS):  # the hub's cache has safetensors without a suffix
+            yield path
         return
     for folder, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.endswith(PART))
@@ -100,7 +102,7 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _examined(path: Path) -> Examined:
-    kind = _KINDS.get(path.suffix, _safetensors)
+    kind = _KINDS[path.suffix or ".safetensors"]
     try:
         has_checksums, damages = kind(path)
     except (ValueError, OSError) as error:

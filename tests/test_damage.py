@@ -210,6 +210,18 @@ def test_paths_with_nothing_to_verify(tmp_path: Path, capsys: pytest.CaptureFixt
         saefast.verify(tmp_path)
     assert main(["verify", str(tmp_path)]) == 1
     assert "holds none of the files" in capsys.readouterr().err
+    with pytest.raises(
+        FileNotFoundError, match=r"a\.txt is none of the files that can be verified"
+    ):
+        saefast.verify(tmp_path / "a.txt")
+
+
+def test_a_file_without_a_suffix_is_verified(sweep: Path) -> None:
+    """The hub's cache names files by their hash."""
+    blob = shutil.copy(sweep / "cells/a" / WEIGHTS, sweep / "0a1b")
+    assert saefast.verify(blob) == []
+    with flipped(blob, first_bit(blob, "W_dec")):
+        assert [damage.part for damage in saefast.verify(blob)] == ["W_dec"]
 
 
 def test_files_that_are_being_written_are_left_out(sweep: Path) -> None:

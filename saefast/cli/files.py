@@ -265,7 +265,7 @@ def info(json_output: Json = False) -> None:
 def _in_words(fact: Any) -> str:
     """Format a fact as text."""
     if isinstance(fact, list):
-        return ", ".join(map(str, fact))
+        return ", ".join(map(str, fact)) or "none"
     if isinstance(fact, dict) and "live" in fact:
         return "live" if fact["live"] else f"not live: {fact['why']}"
     if isinstance(fact, dict):
