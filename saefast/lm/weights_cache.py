@@ -20,6 +20,7 @@ import torch
 
 from saefast.disk.atomic import flush_file, flush_folder, make_folder
 from saefast.disk.tables import write_json
+from saefast.lm.gguf_header import check_gguf
 from saefast.lm.requirements import needed
 from saefast.progress import tracked
 
@@ -56,12 +57,8 @@ def _whole(folder: Path) -> bool:
 
 def _fill(folder: Path, file: Path) -> None:
     """Load the model, write it to a temporary folder, and rename that when all is on disk."""
-    transformers = needed("transformers")
     make_folder(folder.parent)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model, tokenizer = _read(file)
     # The weights are no longer quantised, but transformers would refuse to write them.
     model.hf_quantizer = None
     with contextlib.suppress(AttributeError):
@@ -84,6 +81,36 @@ def _fill(folder: Path, file: Path) -> None:
         flush_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(file: Path) -> tuple[Any, Any]:
+    """Return the dequantised model and the tokenizer of a GGUF file, after checks of its header."""
+    values = check_gguf(file).values
+    transformers = needed("transformers")
+    place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    try:
+        config = transformers.AutoConfig.from_pretrained(**place)
+        with torch.device("meta"):
+            empty = transformers.AutoModelForCausalLM.from_config(config)
+        asked = sum(parameter.numel() for parameter in empty.parameters())
+        if asked > 2 * values:  # twice: embedding and head may be one tensor
+            raise ValueError(f"its settings ask for {asked} parameters, and it holds {values}")
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            **place, config=config, dtype=torch.float32
+        )
+        return model, transformers.AutoTokenizer.from_pretrained(**place)
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f"{file} could not be loaded by transformers, as it is damaged or of an unsupported "
+            f"kind: {error}; get the file again, or use the folder of the model"
+        ) from error
 
 
 @contextmanager
