@@ -92,17 +92,19 @@ class _Header:
         return GGUFSizes(tensors, self._tensors(tensors, alignment))
 
     def _pairs(self, count: int) -> dict[str, Any]:
-        """Return the values by key; None for arrays."""
+        """Return the values by key, without those of arrays."""
         found: dict[str, Any] = {}
+        keys: set[str] = set()
         for _ in range(count):
             key = self._text("key", _LONGEST_NAME)
-            if key in found:
+            if key in keys:
                 raise ValueError(f"key {key[:80]!r} occurs twice")
+            keys.add(key)
             kind = self._number("I", f"type of {key[:80]!r}")
             if kind == _STRING:
                 found[key] = self._text(f"value of {key[:80]!r}", _LONGEST_TEXT)
             elif kind == _ARRAY:
-                found[key] = self._array(f"value of {key[:80]!r}")
+                self._array(f"value of {key[:80]!r}")
             else:
                 found[key] = self._number(_scalar(kind), f"value of {key[:80]!r}")
         return found
@@ -162,7 +164,7 @@ class _Header:
 
     def _count(self, what: str, most: int) -> int:
         """Read a number of things that need a byte each at least."""
-        count = self._number("Q", what)
+        count: int = self._number("Q", what)
         most = min(most, self._length - self._file.tell())
         if count > most:
             raise ValueError(f"the {what} is {count}, where at most {most} are possible")
