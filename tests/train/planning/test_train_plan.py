@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saefast import AuxK, TrainConfig
+from saefast import AuxK, Rules, TrainConfig
 from saefast.cli import main
 from saefast.train.planning import MACHINES, Machine, measured_machine, plan_training
 
@@ -50,6 +50,34 @@ def test_planned_memory_is_that_of_processes(ranks: int, tmp_path: Path) -> None
     shares = [float(line) for line in done.stdout.split()]
     assert len(shares) == ranks
     assert all(0.8 < share < 1.2 for share in shares), shares
+
+
+@pytest.mark.parametrize(
+    ("d", "latents", "kind", "ranks", "least", "most"),
+    [
+        (4096, 131_072, "h100-nvlink", 8, 1.0, 1.1),
+        (4096, 131_072, "h100-400g", 16, 1.15, 1.25),
+        (4096, 1_048_576, "h100-nvlink", 8, 1.0, 1.05),
+        (4096, 1_048_576, "h100-400g", 16, 1.0, 1.05),
+        (4096, 131_072, "h100-25g", 16, 1.4, 2.1),
+        (768, 32_768, "h100-25g", 8, 1.9, 2.2),
+    ],
+)
+def test_two_saes_on_all_ranks_cost_what_the_guide_states(
+    d: int, latents: int, kind: str, ranks: int, least: float, most: float
+) -> None:
+    """Beside one SAE on half of the ranks, as in two groups."""
+    two, one = (
+        TrainConfig(latents, 64, batch_size=8192, auxk=None, rules=Rules(), seeds=seeds)
+        for seeds in ((0, 1), (0,))
+    )
+    together = plan_training(two, d, MACHINES[kind], ranks=ranks)
+    group = plan_training(one, d, MACHINES[kind], ranks=ranks // 2)
+    assert least < together.seconds.total / group.seconds.total < most
+    assert 0.4 < group.received / together.received < 0.7
+    # Signals are exchanged once, for all SAEs.
+    assert together.calls - 1 == 2 * (group.calls - 1)
+    assert together.bytes_per_rank == pytest.approx(group.bytes_per_rank, rel=0.05)
 
 
 def test_the_smallest_number_of_ranks_is_the_first_that_fits() -> None:

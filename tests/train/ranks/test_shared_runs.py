@@ -44,7 +44,18 @@ def train_with(size: int, configuration: Any, **arguments: Any) -> list[SAE]:
 
 
 @pytest.mark.parametrize(
-    ("seeds", "size"), [((0,), 2), ((0,), 4), ((0, 3), 4), ((0, 3), 2), ((0, 1, 2, 3, 4), 2)]
+    ("seeds", "size"),
+    [
+        ((0,), 2),
+        ((0,), 4),
+        ((0, 3), 2),
+        ((0, 3), 4),
+        ((0, 3), 8),
+        ((0, 3), 16),
+        ((0, 1, 3), 4),
+        ((0, 1, 3), 16),
+        ((0, 1, 2, 3, 4), 2),
+    ],
 )
 def test_a_run_of_ranks_has_the_files_of_one_process(
     seeds: tuple[int, ...], size: int, tmp_path: Path
@@ -140,6 +151,26 @@ def test_variants_have_the_files_of_one_process(variant: str, tmp_path: Path) ->
     train(configuration, out=tmp_path / "alone")
     train_with(2, configuration, out=tmp_path / "ranks")
     assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_fewer_saes_of_several_kinds_than_ranks_are_all_divided(size: int, tmp_path: Path) -> None:
+    configurations = [
+        TrainConfig(**{**vars(WIDE), "tokens": 1000, "name": name, **changes})
+        for name, changes in (
+            ("wide", {}),
+            ("jumps", {"variant": "jumprelu", "latents": 100, "rules": Rules()}),
+            ("nested", {"variant": "matryoshka", "k": 6, "seeds": (2,)}),
+        )
+    ]
+    train(configurations, out=tmp_path / "alone", checkpoint_minutes=0)
+    train_with(size, configurations, out=tmp_path / "ranks", checkpoint_minutes=0)
+    assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
+    for name in ("wide-seed-0", "jumps-seed-0", "nested-seed-2"):
+        parts = (tmp_path / "ranks" / name / "training").rglob("rank-*")
+        assert {path.name for path in parts} == {
+            f"rank-{rank}-of-{size}.safetensors" for rank in range(size)
+        }
 
 
 def test_gated_saes_are_trained_whole_by_one_rank_each() -> None:
@@ -243,6 +274,20 @@ def test_the_command_writes_the_same_files_by_torchrun(size: int, folder: Path) 
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained 1 SAE on 2,000 rows each") == 1  # by rank 0 alone
     assert saved(folder / out) == saved(folder / "alone")
+
+
+def test_processes_divide_each_of_fewer_saes(folder: Path) -> None:
+    options = ("--seeds", "0", "3")
+    alone = RankProcesses(1, command("two-alone", *options), folder)
+    assert alone.ended(SOON) == [0], alone.printed()
+    together = RankProcesses(4, command("two", *options), folder)
+    assert together.ended(SOON) == [0] * 4, together.printed()
+    assert saved(folder / "two") == saved(folder / "two-alone")
+    for seed in (0, 3):
+        parts = (folder / f"two/seed-{seed}/training").rglob("rank-*")
+        assert {path.name for path in parts} == {
+            f"rank-{rank}-of-4.safetensors" for rank in range(4)
+        }
 
 
 @pytest.mark.parametrize("variant", ["relu", "jumprelu"])
