@@ -269,5 +269,5 @@ def _in_words(fact: Any) -> str:
     if isinstance(fact, dict) and "live" in fact:
         return "live" if fact["live"] else f"not live: {fact['why']}"
     if isinstance(fact, dict):
-        return ", ".join(f"{key} {value:.3g}" for key, value in fact.items())
+        return ", ".join(f"{key} {value:.3g}" for key, value in fact.items()) or "none"
     return str(fact)
