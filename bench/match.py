@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 import saefast
 import saefast.match.features as matching
 from bench import record
+from bench.calls import watched
 from bench.match_kinds import KINDS, alive, assert_proven, best_value, cosines, features
 from bench.match_rivals import sparse_rivals
 from bench.measure import peak_memory
@@ -271,32 +271,6 @@ def _product_seconds(a: Tensor, b: Tensor) -> float:
         torch.mm(a[:rows], b[:columns].T, out=out)
         times.append(time.perf_counter() - start)
     return statistics.median(times) * (len(a) / rows) * (len(b) / columns)
-
-
-class Calls(list[float]):
-    """Seconds of each call of a function, and the arguments of its last call."""
-
-    last: tuple[Any, ...] = ()
-
-
-@contextmanager
-def watched(module: Any, name: str, keep: bool = False) -> Iterator[Calls]:
-    """Time the calls of a function inside the `with`."""
-    function, calls = getattr(module, name), Calls()
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        calls.last = arguments if keep else ()
-        start = time.perf_counter()
-        try:
-            return function(*arguments, **options)
-        finally:
-            calls.append(time.perf_counter() - start)
-
-    setattr(module, name, call)
-    try:
-        yield calls
-    finally:
-        setattr(module, name, function)
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ from saefast.evaluation.explaining.explained import Explained
 from saefast.evaluation.explaining.judges import Explanation, Judge, Question, Window
 from saefast.evaluation.explaining.judges.calibration import known_questions
 from saefast.evaluation.explaining.judges.scoring import score
-from saefast.evaluation.explaining.predicates import Rule
+from saefast.evaluation.explaining.rule_reader import Rule
 from saefast.evaluation.explaining.sample import FeatureSample
 from saefast.evaluation.intervals import Floats
 from saefast.types import brief

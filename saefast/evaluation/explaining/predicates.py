@@ -1,4 +1,4 @@
-"""Predicates on the tokens of a text that explain the firings of latents, with their wording.
+"""Families of predicates on the tokens of a text, with their wording.
 
 A family of predicates depends on one attribute of a row, such as its token or its window. The
 predicates that hold are therefore stored for each value of the attribute and not for each row.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from saefast.evaluation.explaining.contexts import Booleans, Integers, TokenText
+from saefast.evaluation.explaining.contexts import Integers, TokenText
 from saefast.evaluation.explaining.syntax import CLASSES, classes_of, is_code
 
 KINDS = ("surface", "context", "syntax", "topic")
@@ -20,9 +20,6 @@ KINDS = ("surface", "context", "syntax", "topic")
 
 UNCLEAR = "unclear"
 """Kind of latents that no rule explains"""
-
-MOST_PARTS = 5
-"""Largest number of predicates in a rule"""
 
 _AFFIX = range(2, 5)  # letters
 _SHAPES = (
@@ -45,57 +42,6 @@ _CLASS_WORDS = {
 }
 _GENRES = ("code", "prose")
 _WORD = re.compile(r"[^\W\d_]{3,}")
-
-
-class Rule(NamedTuple):
-    """A union of at most five predicates of one family."""
-
-    family: str
-    """name in `FAMILIES`"""
-    arguments: tuple[str, ...]
-    """argument of each predicate, such as a token"""
-
-    @property
-    def kind(self) -> str:
-        """One of `KINDS`."""
-        return FAMILIES[self.family].kind
-
-    @property
-    def text(self) -> str:
-        """The rule in words."""
-        return FAMILIES[self.family].words(self.arguments)
-
-
-class RuleReader:
-    """Reader that executes rules on a text; its attributes are computed once for all rules.
-
-    Args:
-        text: held-out or generated text.
-    """
-
-    def __init__(self, text: TokenText) -> None:
-        self.text = text
-        self._families: dict[str, tuple[Family, dict[str, int]]] = {}
-
-    def holds(self, rule: Rule, first: int = 0, end: int | None = None) -> Booleans:
-        """Return the mask [end - first] of the rows on which a rule holds.
-
-        Args:
-            rule: rule to execute.
-            first: first row.
-            end: row after the last; None: the number of rows.
-        """
-        if rule.family not in self._families:
-            built = FAMILIES[rule.family].build(self.text)
-            places = {argument: place for place, argument in enumerate(built.arguments)}
-            self._families[rule.family] = built, places
-        family, places = self._families[rule.family]
-        values = np.zeros(family.values, dtype=bool)
-        for argument in rule.arguments:
-            if argument in places:
-                span = np.searchsorted(family.predicate, [places[argument], places[argument] + 1])
-                values[family.value[slice(*span)]] = True
-        return values[family.attribute[first:end]]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from saefast.evaluation.explaining.contexts import Integers, TokenText
 from saefast.evaluation.explaining.firings import Firings
-from saefast.evaluation.explaining.predicates import FAMILIES, MOST_PARTS, FamilyKind, Rule
+from saefast.evaluation.explaining.predicates import FAMILIES, FamilyKind
+from saefast.evaluation.explaining.rule_reader import MOST_PARTS, Rule
 
 LEAST_GAIN = 0.01
 """Least gain of F1 that justifies one more predicate, or a less simple family"""

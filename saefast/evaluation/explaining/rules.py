@@ -8,7 +8,8 @@ import numpy as np
 from saefast import checks
 from saefast.evaluation.explaining.contexts import Integers, TokenText
 from saefast.evaluation.explaining.firings import Firings
-from saefast.evaluation.explaining.predicates import UNCLEAR, Rule
+from saefast.evaluation.explaining.predicates import UNCLEAR
+from saefast.evaluation.explaining.rule_reader import Rule
 from saefast.evaluation.explaining.rule_search import Floats, FoundRules, RuleSearch
 from saefast.progress import ProgressBar
 from saefast.types import brief

@@ -23,8 +23,9 @@ from saefast.evaluation.explaining.judges.answers import ANSWERS
 from saefast.evaluation.explaining.judges.calibration import known_questions
 from saefast.evaluation.explaining.judges.of_texts import PER_PROMPT
 from saefast.evaluation.explaining.judging import TYPICAL
-from saefast.evaluation.explaining.predicates import UNCLEAR, Rule, RuleReader
+from saefast.evaluation.explaining.predicates import UNCLEAR
 from saefast.evaluation.explaining.rated_rules import rated_rules, typical_questions
+from saefast.evaluation.explaining.rule_reader import Rule, RuleReader
 from saefast.evaluation.explaining.rules import FeatureRules, find_rules
 from saefast.evaluation.scores import TRAINED, Evaluation
 from saefast.evaluation.steering import CONTROLS, OPENERS, comparisons

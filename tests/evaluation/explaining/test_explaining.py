@@ -21,8 +21,9 @@ from saefast.evaluation.explaining.explained import Explained
 from saefast.evaluation.explaining.firings import firings
 from saefast.evaluation.explaining.judges import EndpointJudge, RulesJudge
 from saefast.evaluation.explaining.judges.calibration import KNOWN_RULES
-from saefast.evaluation.explaining.predicates import RuleReader, fold
+from saefast.evaluation.explaining.predicates import fold
 from saefast.evaluation.explaining.rated_rules import RATED, rated_rules, typical_questions
+from saefast.evaluation.explaining.rule_reader import RuleReader
 from saefast.evaluation.explaining.rules import find_rules
 from saefast.evaluation.scores import Evaluation
 from saefast.lm import LanguageModel

@@ -12,7 +12,8 @@ from helpers.planted_text import WordTokenizer, planted, planted_truth, write_te
 
 from saefast.evaluation.explaining import syntax
 from saefast.evaluation.explaining.contexts import TokenText, text_of_sequences, token_text
-from saefast.evaluation.explaining.predicates import FAMILIES, Rule, RuleReader
+from saefast.evaluation.explaining.predicates import FAMILIES
+from saefast.evaluation.explaining.rule_reader import Rule, RuleReader
 from saefast.evaluation.explaining.rule_search import RuleSearch
 from saefast.evaluation.explaining.rules import find_rules
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from saefast.evaluation.explaining.judges.protocol import Floats, FreeJudge, Question
-from saefast.evaluation.explaining.predicates import RuleReader
+from saefast.evaluation.explaining.rule_reader import RuleReader
 
 
 class RulesJudge(FreeJudge):

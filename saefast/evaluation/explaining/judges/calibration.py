@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from saefast.evaluation.explaining.contexts import TokenText, text_of_sequences
 from saefast.evaluation.explaining.judges.protocol import Explanation, Judge, Question, Window
 from saefast.evaluation.explaining.judges.scoring import area, score
-from saefast.evaluation.explaining.predicates import Rule, RuleReader
+from saefast.evaluation.explaining.rule_reader import Rule, RuleReader
 from saefast.lm import builtin_corpus
 from saefast.types import brief
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saefast.evaluation.explaining.contexts import Booleans, Integers, TokenText
-from saefast.evaluation.explaining.predicates import Rule
+from saefast.evaluation.explaining.rule_reader import Rule
 from saefast.types import brief
 
 Floats = NDArray[np.float64]
