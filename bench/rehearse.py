@@ -6,7 +6,9 @@ and fails if one spills, does not fit, or may read memory that it has not yet wr
 
 `--json FILE` is written whenever the kernels of one architecture are compiled. To continue after an
 interruption, repeat the command with the same `--cache DIR`, which keeps the compiled kernels, and
-with the `--architectures` that FILE lacks; its entries of other architectures stay.
+with the `--architectures` that FILE lacks; its entries of other architectures stay. With
+`--kernels` only entries of these kernels are replaced, by all their launches in all programs:
+enough after a change of their code, but not of functions that other kernels call.
 
 `--cache` serves GPUs, too. A machine with the same version of Triton, but without a network or time
 to compile, can use it: copy DIR there, run `python -m bench.rehearse --cache DIR --relocate`, and
@@ -39,8 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Record, compile and print; return 1 if there are faults."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.kernels and options.json:
-        parser.error("--json holds every kernel of an architecture: leave out --kernels")
     if options.relocate:
         print(f"{relocate(options.cache)} kernels in {options.cache}")
         return 0
@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             for architecture, some in of_architectures:
                 if options.json:
-                    table.write(options.json, triton.__version__, [architecture], some)
+                    table.write(
+                        options.json, triton.__version__, [architecture], some, options.kernels
+                    )
                 rows += some
     for row in rows:
         print(table.line(row))

@@ -20,6 +20,7 @@ MAY_SPILL = {
     "keep_above": 16,
     "join_parts": 8,
     "keep_best": 8,
+    "keep_largest_of_row": 8,
     "score_candidates": 8,
     "sum_pieces": 8,
 }
@@ -93,9 +94,16 @@ def summary(rows: Iterable[Row]) -> str:
 
 
 def write(
-    file: Path, triton_version: str, architectures: Collection[int], rows: Iterable[Row]
+    file: Path,
+    triton_version: str,
+    architectures: Collection[int],
+    rows: Iterable[Row],
+    kernels: Collection[str] = (),
 ) -> None:
     """Replace the file's entries of these architectures under one version of Triton by the rows.
+
+    If `kernels` are named, only their entries are replaced; the rows must be theirs, and all of
+    them.
 
     Each specialisation has a line of its own: the properties that distinguish it, and figures or
     the compiler's error by version of Triton and architecture.
@@ -103,8 +111,9 @@ def write(
     lines: dict[str, dict[str, Any]] = {}
     for entry in json.loads(file.read_text())["kernels"] if file.exists() else []:
         by_version = entry.pop("triton")
-        for architecture in architectures:
-            by_version.get(triton_version, {}).pop(str(architecture), None)
+        if not kernels or entry["kernel"] in kernels:
+            for architecture in architectures:
+                by_version.get(triton_version, {}).pop(str(architecture), None)
         kept = {version: by_sm for version, by_sm in by_version.items() if by_sm}
         if kept:
             lines[json.dumps(entry)] = {**entry, "triton": kept}

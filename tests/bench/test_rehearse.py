@@ -84,6 +84,16 @@ def test_tables_of_several_architectures_share_a_file(tmp_path: Path) -> None:
     assert row["triton"] == {"1": {"90": [*SOUND.figures]}}
 
 
+def test_only_entries_of_named_kernels_are_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    other = LAUNCHED._replace(kernel="other")
+    both = [table.Row(launched, 90, 1, SOUND) for launched in (LAUNCHED, other)]
+    table.write(file, "1", [90], both)
+    table.write(file, "1", [90], [table.Row(other, 90, 1, "no")], ["other"])
+    found = {row["kernel"]: row["triton"] for row in json.loads(file.read_text())["kernels"]}
+    assert found == {"choose": {"1": {"90": [*SOUND.figures]}}, "other": {"1": {"90": "no"}}}
+
+
 def test_every_kernel_that_is_launched_is_recorded() -> None:
     launched = recorded(*programs.programs_at(Shape(40, 127, 5, 70)))
     assert {one.kernel for one in launched} == kernels_in_source()
