@@ -28,7 +28,7 @@ ODD = Shape(1001, 16385, 33, 31)
 """Shape with no size divisible by 16."""
 SMALL = GPU_SHAPES["C2"]
 """Only shape of the rehearsal in CI."""
-VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
+VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu")
 """Variants that the fused step trains."""
 
 

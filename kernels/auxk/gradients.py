@@ -88,6 +88,7 @@ def auxk_gradients(
     coefficient: float,
     normalised: bool,
     signed: bool,
+    absolute: bool,
     rounded: bool,
 ) -> Gradients:
     """Compute the loss and gradients that `saefast.train.auxk.auxk_gradients` defines, in float32.
@@ -105,6 +106,7 @@ def auxk_gradients(
         coefficient: see `saefast.AuxK`, as the next two.
         normalised: whether the loss is divided by the variance of the error.
         signed: whether negative scores may be active.
+        absolute: whether active latents are those with the largest absolute scores, of either sign.
         rounded: whether operands are rounded to bfloat16; otherwise products are as accurate as in
             float32, see `parts`.
 
@@ -156,10 +158,12 @@ def auxk_gradients(
         rows,
         places,
         width,
-        SIGNED=signed,
+        SIGNED=signed or absolute,
         **options,
     )
-    active = keep_largest(scores, count, largest, n, k, signed=signed, parts=parts)
+    active = keep_largest(
+        scores, count, largest, n, k, signed=signed or absolute, absolute=absolute, parts=parts
+    )
     del scores
     # With rows that are not aligned `miss_error` spills registers, since each element has an
     # address of its own.

@@ -14,13 +14,16 @@ NOT_A_NUMBER = tl.constexpr(0x7FFFFFFE)
 
 
 @triton.jit
-def orders_at(scores, start, columns, BLOCK: tl.constexpr):
+def orders_at(scores, start, columns, ABSOLUTE: tl.constexpr, BLOCK: tl.constexpr):
     """Return the ordered scores of a row's columns start : start + BLOCK.
 
-    Columns from `columns` on get the ordered -infinity.
+    If ABSOLUTE, these are the ordered absolute values, except that -infinity stays. Columns from
+    `columns` on get the ordered -infinity.
     """
     at = start + tl.arange(0, BLOCK)
     score = tl.load(scores + at, at < columns, other=float("-inf"))
+    if ABSOLUTE:
+        score = tl.where(score == float("-inf"), score, tl.abs(score))
     return tl.minimum(ordered(score), NOT_A_NUMBER)
 
 
@@ -32,20 +35,38 @@ def stays(order, start, lowest, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def count_stays(order, scores, columns, lowest, end, LOADED: tl.constexpr, BLOCK: tl.constexpr):
+def count_stays(
+    order,
+    scores,
+    columns,
+    lowest,
+    end,
+    ABSOLUTE: tl.constexpr,
+    LOADED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Return how many scores of a row stay, see `stays`; LOADED: `order` holds all of them."""
     if LOADED:
         count = tl.sum(stays(order, 0, lowest, end, BLOCK).to(tl.int32))
     else:
         count = tl.zeros((), tl.int32)
         for start in range(0, columns, BLOCK):
-            block = orders_at(scores, start, columns, BLOCK)
+            block = orders_at(scores, start, columns, ABSOLUTE, BLOCK)
             count += tl.sum(stays(block, start, lowest, end, BLOCK).to(tl.int32))
     return count
 
 
 @triton.jit
-def bisect(order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.constexpr):
+def bisect(
+    order,
+    scores,
+    columns,
+    k,
+    lowest,
+    ABSOLUTE: tl.constexpr,
+    LOADED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Return the bar `lowest` and the column `end` for which k scores stay, see `stays`.
 
     The value of the bar is bisected; then, if several scores equal it, the column. Fewer than k
@@ -57,14 +78,15 @@ def bisect(order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.co
         columns: number of scores.
         k: number of scores to keep.
         lowest: int32 ordered score below which none stays.
+        ABSOLUTE: see `orders_at`.
         LOADED: whether `order` holds the whole row; otherwise the row is read in every pass.
         BLOCK: scores per iteration.
     """
-    reached = count_stays(order, scores, columns, lowest, columns, LOADED, BLOCK)
+    reached = count_stays(order, scores, columns, lowest, columns, ABSOLUTE, LOADED, BLOCK)
     high = tl.full((), 0x7FFFFFFF, tl.int32)
     while (reached > k) & (lowest + 1 < high):
         middle = (lowest & high) + ((lowest ^ high) >> 1)
-        above = count_stays(order, scores, columns, middle, columns, LOADED, BLOCK)
+        above = count_stays(order, scores, columns, middle, columns, ABSOLUTE, LOADED, BLOCK)
         if above >= k:
             lowest = middle
             reached = above
@@ -74,7 +96,7 @@ def bisect(order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.co
     end = begin + columns
     while (reached > k) & (begin + 1 < end):
         middle = (begin + end) // 2
-        before = count_stays(order, scores, columns, lowest, middle, LOADED, BLOCK)
+        before = count_stays(order, scores, columns, lowest, middle, ABSOLUTE, LOADED, BLOCK)
         if before >= k:
             end = middle
             reached = before
@@ -86,34 +108,43 @@ def bisect(order, scores, columns, k, lowest, LOADED: tl.constexpr, BLOCK: tl.co
 @triton.jit
 def store_kept(
     order,
+    scores,
     start,
+    columns,
     width,
     kept,
     plane,
     lowest,
     end,
     multiplier,
+    ABSOLUTE: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Store the scores that stay, and zeros in place of the others, up to column `width`.
 
     Args:
-        order: [BLOCK] ordered scores.
+        order: [BLOCK] ordered scores, see `orders_at`.
+        scores: address of the row's scores, read for their sign if ABSOLUTE.
         start: column of the first.
+        columns: number of scores.
         width: number of columns to write.
         kept: address of the row of the first part.
         plane: elements between consecutive parts.
         lowest: see `stays`.
         end: see `stays`.
         multiplier: see `store_parts`.
+        ABSOLUTE: see `orders_at`.
         PARTS: 1 or 2.
         BLOCK: number of scores.
     """
-    bits = order ^ ((order >> 31) & 0x7FFFFFFF)
-    score = bits.to(tl.float32, bitcast=True)
-    score = tl.where(stays(order, start, lowest, end, BLOCK), score, 0.0)
     at = start + tl.arange(0, BLOCK)
+    if ABSOLUTE:
+        score = tl.load(scores + at, at < columns, other=0.0)
+    else:
+        bits = order ^ ((order >> 31) & 0x7FFFFFFF)
+        score = bits.to(tl.float32, bitcast=True)
+    score = tl.where(stays(order, start, lowest, end, BLOCK), score, 0.0)
     store_parts(kept, plane, at, score, multiplier, at < width, PARTS)
 
 
@@ -128,6 +159,7 @@ def keep_largest_of_row(
     places,
     k,
     SIGNED: tl.constexpr,
+    ABSOLUTE: tl.constexpr,
     MAY_EXCEED: tl.constexpr,
     PARTS: tl.constexpr,
     TILE: tl.constexpr,
@@ -150,6 +182,7 @@ def keep_largest_of_row(
         places: row stride, whole tiles.
         k: number of scores to keep.
         SIGNED: whether negative scores may stay.
+        ABSOLUTE: whether scores are ranked by their absolute value, see `orders_at`.
         MAY_EXCEED: whether a row may have more than BLOCK scores.
         PARTS: 1 or 2.
         TILE: side of a tile.
@@ -170,22 +203,56 @@ def keep_largest_of_row(
         else:
             lowest = tl.full((), 1, tl.int32)
         if (columns > k) & (columns <= BLOCK):
-            order = orders_at(scores_at, 0, columns, BLOCK)
-            lowest, end = bisect(order, scores_at, columns, k, lowest, True, BLOCK)
-            store_kept(order, 0, width, kept_at, plane, lowest, end, multiplier, PARTS, BLOCK)
+            order = orders_at(scores_at, 0, columns, ABSOLUTE, BLOCK)
+            lowest, end = bisect(order, scores_at, columns, k, lowest, ABSOLUTE, True, BLOCK)
+            store_kept(
+                order,
+                scores_at,
+                0,
+                columns,
+                width,
+                kept_at,
+                plane,
+                lowest,
+                end,
+                multiplier,
+                ABSOLUTE,
+                PARTS,
+                BLOCK,
+            )
         else:
             end = columns
             if MAY_EXCEED and columns > k:
-                lowest, end = bisect(lowest, scores_at, columns, k, lowest, False, CHUNK)
+                lowest, end = bisect(lowest, scores_at, columns, k, lowest, ABSOLUTE, False, CHUNK)
             for start in range(0, width, CHUNK):
-                order = orders_at(scores_at, start, columns, CHUNK)
+                order = orders_at(scores_at, start, columns, ABSOLUTE, CHUNK)
                 store_kept(
-                    order, start, width, kept_at, plane, lowest, end, multiplier, PARTS, CHUNK
+                    order,
+                    scores_at,
+                    start,
+                    columns,
+                    width,
+                    kept_at,
+                    plane,
+                    lowest,
+                    end,
+                    multiplier,
+                    ABSOLUTE,
+                    PARTS,
+                    CHUNK,
                 )
 
 
 def keep_largest(
-    scores: Tensor, count: Tensor, largest: Tensor, n: int, k: int, *, signed: bool, parts: int
+    scores: Tensor,
+    count: Tensor,
+    largest: Tensor,
+    n: int,
+    k: int,
+    *,
+    signed: bool,
+    absolute: bool = False,
+    parts: int,
 ) -> Tensor:
     """Keep the k largest scores of dead latents, as `reference.keep_largest`, as parts.
 
@@ -196,6 +263,7 @@ def keep_largest(
         n: number of tokens.
         k: number of scores to keep per row.
         signed: whether negative scores may stay.
+        absolute: whether scores are ranked by their absolute value; needs `signed`.
         parts: 1: scores are rounded to bfloat16; 2: two parts of float16.
 
     Returns:
@@ -216,6 +284,7 @@ def keep_largest(
         places,
         k,
         SIGNED=signed,
+        ABSOLUTE=absolute,
         MAY_EXCEED=places > block,
         PARTS=parts,
         TILE=tile(),

@@ -65,8 +65,43 @@ def encode(
     Returns:
         Values and indices [n, k], in descending order of values, ties by ascending index.
     """
-    (n, d), m = x.shape, weight.shape[0]
+    lists = scored_lists(
+        x,
+        weight,
+        bias,
+        scale,
+        k,
+        exact=exact,
+        engine=engine,
+        left=left,
+        right=right,
+        select=select,
+    )
+    n = x.shape[0]
     values, indices = x.new_empty(n, k), x.new_empty(n, k, dtype=torch.int64)
+    select.choose(lists.keys, lists.counts, values, indices)
+    return values, indices
+
+
+def scored_lists(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    k: int,
+    *,
+    exact: bool,
+    engine: str,
+    left: RoundedRows,
+    right: RoundedRows,
+    select: ModuleType,
+) -> Lists:
+    """Return lists that hold the k largest scores of each row, and others; see `encode`.
+
+    The product screened is that of `left` and `right`; `weight` and `scale` are read for the
+    scores of an exact encode.
+    """
+    (n, d), m = x.shape, weight.shape[0]
     columns = column_bounds(right, bias, scale, raised=exact)
     capacity = capacity_of(m, d, k, left.product if exact else None, block())
     lists = Lists.allocate(n, capacity, x.device)
@@ -81,8 +116,7 @@ def encode(
         _mend_failed(x, weight, bias, scale, left, right, lists, k)
     else:
         _mend_failed(left.units, right.units, bounds.shift, None, left, right, lists, k)
-    select.choose(lists.keys, lists.counts, values, indices)
-    return values, indices
+    return lists
 
 
 def first_phase(m: int, k: int) -> int:

@@ -53,7 +53,7 @@ class CachedEncoder:
         if not Derived.tracks(x, weight, bias, scale, scale_source):
             return topk_encode(x, weight, bias, k=k, scale=scale, absolute=absolute)
         check_topk_encode(x, weight, bias, scale, k, _PRECISION)
-        packed = self._pack(x, weight, scale, scale_source, k, absolute=absolute)
+        packed = self._pack(x, weight, scale, scale_source, k)
         operands = (x, weight, bias, scale)
         if not _differentiates(*operands):
             return _encode(*operands, k, packed, absolute)
@@ -89,15 +89,13 @@ class CachedEncoder:
         scale: Tensor | None,
         scale_source: Tensor | None,
         k: int,
-        *,
-        absolute: bool = False,
     ) -> Packed | None:
         source = scale if scale is None or scale_source is None else scale_source
         sources = [weight] if source is None else [weight, source]
 
         def pack() -> Packed | None:
             with torch.no_grad():
-                return repacked(None, False, x, weight, k, _PRECISION, scale, absolute=absolute)
+                return repacked(None, False, x, weight, k, _PRECISION, scale)
 
         return self._packed.get(sources, pack)
 

@@ -27,7 +27,7 @@ def encode_on_gpu(
     absolute: bool = False,
 ) -> SparseCode:
     """Compute `topk_encode` of input with checked shapes; checks that the input is finite."""
-    if not selects(x, k, absolute=absolute):
+    if not selects(x, k):
         checks.finite_operands(x, weight, bias, scale)
         return SparseCode(
             *_in_slices(
@@ -43,15 +43,17 @@ def encode_on_gpu(
         return SparseCode(x.new_empty(0, k), torch.empty(0, k, dtype=torch.int64, device=x.device))
     screen = screen_for(x, weight, k, exact=exact)
     left, right = _rounded(x, weight, bias, scale, screen)
-    return encode_rounded(x, weight, bias, scale, k, exact, screen, left, right, impl)
+    return encode_rounded(
+        x, weight, bias, scale, k, exact, screen, left, right, impl, absolute=absolute
+    )
 
 
-def selects(x: Tensor, k: int, *, absolute: bool = False) -> bool:
+def selects(x: Tensor, k: int) -> bool:
     """Return whether the kernels support an encode of x; warn if Triton cannot run on its GPU.
 
-    They keep at most `MOST_KEPT` latents per row, and do not rank by absolute value.
+    They keep at most `MOST_KEPT` latents per row.
     """
-    if absolute or not gpu.serves(x):
+    if not gpu.serves(x):
         return False
     most: int = gpu.kernels("encode.topk_encode").MOST_KEPT
     return k <= most
@@ -146,10 +148,12 @@ def encode_rounded(
     left: object,
     right: object,
     impl: str = "auto",
+    *,
+    absolute: bool = False,
 ) -> SparseCode:
     """Compute `topk_encode` from the operands' `RoundedRows`; does not wait for the GPU."""
     values, indices = gpu.launch(
-        "encode.topk_encode.encode",
+        "encode.absolute.encode" if absolute else "encode.topk_encode.encode",
         x,
         weight,
         bias,

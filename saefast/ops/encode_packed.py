@@ -46,8 +46,6 @@ def repacked(
     k: int,
     precision: str,
     scale: Tensor | None = None,
-    *,
-    absolute: bool = False,
 ) -> Packed | None:
     """Return `packed` if it is `fresh` and for the right screen, or else a new packed weight.
 
@@ -56,7 +54,7 @@ def repacked(
     """
     exact = precision == "exact"
     if gpu.has(x):
-        if not selects(x, k, absolute=absolute):
+        if not selects(x, k):
             return None
         screen = packed.screen if packed else screen_for(x, weight, k, exact=exact)
         if packed is None or not fresh:
@@ -100,7 +98,7 @@ def encode_packed(
         rounded = _on_gpu(x, packed)
         if check_finite:
             check_rounded(x, weight, bias, scale, *rounded[1:])
-        return encode_rounded(x, weight, bias, scale, k, exact, *rounded)
+        return encode_rounded(x, weight, bias, scale, k, exact, *rounded, absolute=absolute)
     if not gpu.has(x):
         screen, panels = _screen_and_panels(packed, precision)
         return encode_on_cpu(
@@ -126,13 +124,13 @@ def encode_scaled(
     Returns:
         Code [n, k].
     """
-    if not gpu.has(x) or not selects(x, k, absolute=absolute):
+    if not gpu.has(x) or not selects(x, k):
         return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, absolute=absolute))
     exact = precision == "exact"
     screen = screen_for(x, weight, k, exact=exact)
     left = gpu.launch("round_rows.rounded_rows", x, screen.product)
     right = gpu.launch("round_rows.rounded_columns", weight, screen.product, scale)
-    return encode_rounded(x, weight, bias, scale, k, exact, screen, left, right)
+    return encode_rounded(x, weight, bias, scale, k, exact, screen, left, right, absolute=absolute)
 
 
 def threshold_packed(

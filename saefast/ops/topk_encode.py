@@ -39,8 +39,8 @@ def topk_encode(
         scale: [m] factors of the scores, such as the norms of decoder rows. None: ones.
         precision: "exact" selects by scores in the dtype of x (float32 for bfloat16). "bf16" rounds
             x and weight to bfloat16 and selects by the resulting scores, which is faster.
-        absolute: whether scores are ranked by their absolute value; they keep their sign. On a GPU
-            this is computed in plain torch.
+        absolute: whether scores are ranked by their absolute value; they keep their sign. A GPU
+            encodes twice, the largest scores and the smallest.
         impl: "auto" chooses by device; "reference", "cpp", "triton" and "cuda" select an
             implementation.
 

@@ -201,7 +201,7 @@ def auxk_gradients(
         settings: settings of the loss.
         scale: factor of `residual`.
         absolute: whether active latents are those with the largest absolute scores, which keep
-            their sign. On a GPU this is computed in plain torch.
+            their sign.
         rounded: whether products on a GPU round their operands to bfloat16; sums stay float32.
         products: products on a CPU of a rank that has a share of the operands, of which gradients
             then have the same share; None: the products of one process.
@@ -209,7 +209,7 @@ def auxk_gradients(
     Returns:
         The loss and its gradients for the dead latents.
     """
-    if gpu.has(inputs) and not absolute and gpu.serves(inputs):
+    if gpu.has(inputs) and gpu.serves(inputs):
         found = gpu.launch(
             "auxk.gradients.auxk_gradients",
             inputs,
@@ -223,6 +223,7 @@ def auxk_gradients(
             coefficient=settings.coefficient,
             normalised=settings.normalised,
             signed=settings.signed,
+            absolute=absolute,
             rounded=rounded,
         )
         return AuxGradients(found.loss, dead.latents, *found[1:])
@@ -283,8 +284,8 @@ def dense_gradients(
 ) -> tuple[Tensor, ...]:
     """Compute the unexplained error and the gradients of encoder, shift and decoder densely.
 
-    Plain torch without a wait for the device: for float64 and abstopk on a GPU, and for GPUs on
-    which Triton cannot run.
+    Plain torch without a wait for the device: for float64 on a GPU, and for GPUs on which Triton
+    cannot run.
 
     Returns:
         Unexplained error [n, d_out], and gradients of encoder [c, d], shift [c] and decoder [c,

@@ -74,7 +74,7 @@ class PackedEncoder:
         weight, bias, precision = self.sae.W_enc, self.sae.b_enc, self.precision
         if scale is not None:
             return encode_scaled(inputs, weight, bias, scale, k, precision, absolute=absolute)
-        self._pack(inputs, k, absolute=absolute)
+        self._pack(inputs, k)
         return encode_packed(inputs, weight, bias, k, precision, self.packed, absolute=absolute)
 
     def largest_of_batch(
@@ -149,9 +149,7 @@ class PackedEncoder:
         """Return the sum of residuals over rows, [d_out]."""
         return column_sum(residual)
 
-    def _pack(self, inputs: Tensor, k: int, *, absolute: bool = False) -> None:
+    def _pack(self, inputs: Tensor, k: int) -> None:
         weight = self.sae.W_enc
-        self.packed = repacked(
-            self.packed, self.fresh, inputs, weight, k, self.precision, absolute=absolute
-        )
+        self.packed = repacked(self.packed, self.fresh, inputs, weight, k, self.precision)
         self.refreshed()

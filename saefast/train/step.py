@@ -50,8 +50,8 @@ class FusedStep:
     fused path, and steps with dense codes, use autograd.
 
     On a GPU, Triton kernels support every rule, objective and precision of the fused path. Plain
-    torch computes the rest: SAEs in float64, encodes with k > 1024, the encode and AuxK of
-    abstopk, and Gated SAEs and custom losses, which have no fused path.
+    torch computes the rest: SAEs in float64, encodes with k > 1024, and Gated SAEs and custom
+    losses, which have no fused path.
 
     Args:
         sae: a float32 or float64 SAE.
@@ -286,9 +286,8 @@ class FusedStep:
         if not self._served():
             most = gpu.kernels("encode.topk_encode").MOST_KEPT
             raise ValueError(
-                f"capture needs the GPU kernels, which serve float32, k up to {most} and other "
-                f"variants than abstopk, got {self.sae.W_enc.dtype}, {self.now.k} and "
-                f"{self.sae.variant}; call the step instead"
+                f"capture needs the GPU kernels, which serve float32 and k up to {most}, got "
+                f"{self.sae.W_enc.dtype} and {self.now.k}; call the step instead"
             )
         n = len(x)
         phases = Phases(
@@ -303,7 +302,7 @@ class FusedStep:
 
     def _served(self) -> bool:
         """Return whether the GPU kernels support the whole fused step."""
-        return selects(self.sae.W_enc, self.now.k, absolute=self.sae.variant == "abstopk")
+        return selects(self.sae.W_enc, self.now.k)
 
     def _settings(self, n: int) -> tuple[object, ...]:
         """Return the settings that determine the kernels of a fused step on n rows."""

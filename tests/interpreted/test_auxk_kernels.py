@@ -81,22 +81,23 @@ def test_the_list_of_dead_latents(m: int, share: float, seed: int, data: st.Data
     n=st.integers(1, 3),
     count=st.integers(0, 50),
     k=st.integers(1, 12),
-    signed=st.booleans(),
+    ranked=st.sampled_from(["positive", "signed", "absolute"]),
     seed=seeds,
 )
 @pytest.mark.parametrize("data", [normal, small_integers])
-def test_keep_largest(n: int, count: int, k: int, signed: bool, seed: int, data: Any) -> None:
+def test_keep_largest(n: int, count: int, k: int, ranked: str, seed: int, data: Any) -> None:
     """Up to 32 columns in registers, more by several reads; ties go to the lower column."""
+    by: dict[str, Any] = {"signed": ranked != "positive", "absolute": ranked == "absolute"}
     scores = torch.full((16, 64), torch.nan)
     scores[:n, :count] = data((n, count), seed, torch.float32)
     scores[:n, :count:7] = -torch.inf
     expected = torch.zeros(16, whole_tiles(count))
     expected[:n, :count] = scores[:n, :count]
-    reference.keep_largest(expected[:n, :count], k, signed=signed)
+    reference.keep_largest(expected[:n, :count], k, **by)
     number = torch.tensor([count], dtype=torch.int32)
     largest = torch.zeros(7, 3)
     largest[SCORES.value, 1] = max(expected.nan_to_num(neginf=0.0).abs().flatten(), default=0.0)
-    kept = keep_largest(scores, number, largest, n, k, signed=signed, parts=2)
+    kept = keep_largest(scores, number, largest, n, k, **by, parts=2)
     assert_near(kept[:, :, : whole_tiles(count)], expected, largest[SCORES.value, 1])
     assert kept[:, :, whole_tiles(count) :].isnan().all()  # not written
 
@@ -193,17 +194,26 @@ def test_units_of_the_operands_do_not_matter(exponents: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize(
-    ("count", "normalised", "signed"),
-    [(2, True, False), (2, False, True), (19, True, True), (40, False, False)],
+    ("count", "normalised", "signed", "absolute"),
+    [
+        (2, True, False, False),
+        (2, False, True, False),
+        (19, True, True, False),
+        (40, False, False, False),
+        (2, True, False, True),
+        (40, False, False, True),
+    ],
 )
-def test_gradients_equal_the_references(count: int, normalised: bool, signed: bool) -> None:
+def test_gradients_equal_the_references(
+    count: int, normalised: bool, signed: bool, absolute: bool
+) -> None:
     """Fewer dead latents than k, a tile and a bit, and more than the capacity of 25."""
     settings = AuxK(3, dead_after=50, capacity=25, normalised=normalised, signed=signed)
     problem, dead = Problem.drawn(), dead_of(count, settings)
     listed = int(dead.number)
     assert listed == min(count, 25)
-    found = problem.found(dead, settings, scale=-2.0)
-    expected = problem.expected(dead, settings, scale=-2.0)
+    options = {"scale": -2.0, "absolute": absolute}
+    found, expected = (f(dead, settings, **options) for f in (problem.found, problem.expected))
     assert_same_bits(found.latents, dead.latents)
     torch.testing.assert_close(found.loss.double(), expected.loss, rtol=1e-6, atol=0)
     for actual, wanted in zip(found[2:], expected[2:], strict=True):

@@ -30,6 +30,7 @@ STORED_GRADIENTS = {f"train.optimizer.{name}" for name in ("by_autograd", "add_a
 
 MOST = {
     "topk": {"encode": 13, "forward": 3, "auxk": 9, "update": 19, "rest": 4},
+    "abstopk": {"encode": 27, "forward": 3, "auxk": 9, "update": 19, "rest": 4},
     "batchtopk": {"encode": 41, "forward": 16, "auxk": 9, "update": 19, "rest": 4},
     "matryoshka": {"encode": 41, "forward": 16, "auxk": 9, "update": 19, "rest": 4},
     "relu": {"encode": 20, "forward": 32, "auxk": 9, "update": 21, "rest": 12},
@@ -111,8 +112,8 @@ def test_the_fused_path_serves_the_whole_step(seen: Seen) -> None:
 
 
 def test_the_host_waits_only_for_the_report_of_the_encode(seen: Seen) -> None:
-    """A TopK step does not wait at all: k bounds the active latents of a row."""
-    expected = [] if seen.variant == "topk" else ["tolist in train.step._complete"]
+    """A step of TopK or AbsTopK does not wait at all: k bounds the active latents of a row."""
+    expected = [] if seen.variant in ("topk", "abstopk") else ["tolist in train.step._complete"]
     assert seen.waits == expected
     assert seen.recorder.waits == []
 
