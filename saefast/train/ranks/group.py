@@ -46,7 +46,7 @@ class Ranks(Protocol):
             shapes: shape of the tensor that each rank sends to this one.
 
         Returns:
-            Part from each rank, of the given shapes: [ranks].
+            Parts [ranks] that the ranks sent to this one, of the given shapes.
         """
         ...
 
@@ -58,7 +58,7 @@ class Ranks(Protocol):
             shapes: shape of the part of each rank.
 
         Returns:
-            Part of each rank, of the given shapes: [ranks].
+            Parts [ranks] of all ranks, of the given shapes.
         """
         ...
 
