@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -90,6 +91,20 @@ FAULTS: dict[str, Callable[[SeedTrainer], None]] = {
     "NaN in W_dec": _spoil("W_dec"),
     "NaN in b_dec": _spoil("b_dec"),
 }
+
+
+def torchrun(
+    size: int, *command: str, cwd: Path, restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Run a script or module by several processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", str(restarts)]
+    return subprocess.run(
+        [*launch, "--nproc-per-node", str(size), *command],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 class RankProcesses:

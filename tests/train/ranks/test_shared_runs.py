@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.rank_processes import SOON, RankProcesses
+from helpers.rank_processes import SOON, RankProcesses, torchrun
 from helpers.training_runs import (
     ROWS,
     assert_same_sae,
@@ -251,20 +251,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(ROWS, folder / "rows.pt")
     subprocess.run([sys.executable, *COMMAND, *command("alone")], cwd=folder, check=True)
     return folder
-
-
-def torchrun(
-    size: int, *command: str, cwd: Path, restarts: int = 0
-) -> subprocess.CompletedProcess[str]:
-    """Run a script or module by several processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--max-restarts", str(restarts)]
-    return subprocess.run(
-        [*launch, "--nproc-per-node", str(size), *command],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -4,12 +4,22 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.shared_steps import assert_ranks_equal_one_process, copied, rows
+from helpers.checkout import CHECKOUT
+from helpers.process_steps import CASES
+from helpers.rank_processes import torchrun
+from helpers.shared_steps import (
+    PENALTIES,
+    SELECTING,
+    assert_ranks_equal_one_process,
+    copied,
+    rows,
+    with_gradients_of_thresholds,
+    with_thresholds,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saefast import SAE, AuxK, FusedStep, Penalty, Rules
-from saefast.train.objectives import JumpReLU, Objective, ReLU
 from saefast.train.ranks import Ranks, Simulated
 
 FLOAT32, FLOAT64 = torch.float32, torch.float64
@@ -38,28 +48,34 @@ def problems(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-@given(problems())
-@settings(max_examples=40)
-def test_topk_has_the_bits_of_one_process(problem: dict[str, Any]) -> None:
+@st.composite
+def selecting_problems(draw: st.DrawFn) -> dict[str, Any]:
+    problem = draw(problems())
+    precisions = ["exact", "bf16", "bf16_weights"] if problem["dtype"] == FLOAT32 else ["exact"]
+    return problem | {
+        "variant": draw(st.sampled_from(SELECTING)),
+        "penalties": draw(st.sampled_from([(), PENALTIES, PENALTIES[4:5]])),
+        "precision": draw(st.sampled_from(precisions)),
+    }
+
+
+@given(selecting_problems())
+@settings(max_examples=80)
+def test_variants_that_select_have_the_bits_of_one_process(problem: dict[str, Any]) -> None:
     d, m, k, n, dtype = (problem[name] for name in ("d", "m", "k", "n", "dtype"))
     data = rows(4, n, d, problem["seed"], dtype)
     most = min(m, k + 3)
     assert_ranks_equal_one_process(
-        sae_of(d, m, k, dtype),
+        sae_of(d, m, k, dtype, variant=problem["variant"]),
         data,
         [most, (most + k) // 2, k, k],
         problem["size"],
         lr=1e-2,
-        rules=Rules(clip=problem["clip"]),
+        rules=Rules(clip=problem["clip"], penalties=problem["penalties"]),
         auxk=problem["auxk"],
+        precision=problem["precision"],
     )
 
-
-PENALTIES = tuple(
-    Penalty(side, norm, weight)
-    for side in ("encoder", "decoder")
-    for norm, weight in (("fro", 0.02), ("fro_squared", 0.01), ("mean_abs", 3.0))
-)
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "auxk": {"auxk": AuxK(k=6, dead_after=60)},
@@ -114,21 +130,6 @@ def threshold_problems(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
-def objective_of(sae: SAE) -> Objective:
-    """Return an objective whose thresholds have gradients, as far as it has thresholds."""
-    return ReLU(0.3) if sae.variant == "relu" else JumpReLU(0.3, 8.0)
-
-
-def with_thresholds(variant: str, bias: float, d: int, m: int, k: int, dtype: torch.dtype) -> SAE:
-    """Return an SAE of which about half of the latents are active at bias 0, else a few."""
-    sae = sae_of(d, m, k, dtype, variant=variant)
-    with torch.no_grad():
-        sae.b_enc.fill_(bias)
-        if variant == "jumprelu":
-            sae.jump_threshold.fill_(2.0)
-    return sae
-
-
 @given(threshold_problems())
 @settings(max_examples=40)
 def test_relu_and_jumprelu_have_the_bits_of_one_process(problem: dict[str, Any]) -> None:
@@ -138,7 +139,7 @@ def test_relu_and_jumprelu_have_the_bits_of_one_process(problem: dict[str, Any])
         rows(4, n, d, problem["seed"], dtype),
         [k] * 4,
         problem["size"],
-        objective_of,
+        with_gradients_of_thresholds,
         lr=1e-2,
         rules=Rules(clip=problem["clip"], penalties=problem["penalties"]),
         auxk=problem["auxk"],
@@ -155,7 +156,7 @@ def test_dense_and_sparse_steps_have_the_bits_of_one_process(variant: str, size:
             data,
             [4] * 6,
             size,
-            objective_of,
+            with_gradients_of_thresholds,
             lr=1e-2,
             rules=Rules(clip=0.5),
             auxk=AuxK(k=6, dead_after=60),
@@ -165,6 +166,14 @@ def test_dense_and_sparse_steps_have_the_bits_of_one_process(variant: str, size:
     assert [result.path for result in dense] == ["autograd"] * 6
     assert [result.path for result in sparse] == ["autograd"] + ["fused"] * 5
     assert all(result.fired.sum() > 9 for result in sparse)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_processes_have_the_bits_of_one_process(size: int) -> None:
+    """Every variant and dtype, with and without AuxK, clipping and penalties, by gloo."""
+    done = torchrun(size, "-m", "helpers.process_steps", cwd=CHECKOUT / "tests")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{len(CASES)} trainings compared"]
 
 
 def test_latents_die_and_are_revived() -> None:
