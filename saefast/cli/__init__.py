@@ -152,6 +152,8 @@ def _flowing(doc: str) -> str:
 def _line(error: Exception) -> str:
     """Return an error in one line; unexpected ones also show their class and mention --debug."""
     text = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        text = f"{error.filename}: {error.strerror}"  # without the number of the error
     if isinstance(error, ValueError | TypeError | OSError | ImportError) and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"

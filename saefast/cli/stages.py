@@ -285,7 +285,20 @@ def _stage(run: Path, name: str, given: dict[str, Any], json_output: bool) -> No
     outcomes = run_stages(settings, run, name, json_output)
     found = [each for each in findings_of(run) if each.topic in _TOPICS[name]]
     facts = {**facts_of(outcomes), "findings": [each._asdict() for each in found]}
-    print_result(printed(found) or f"{name} is finished", facts, outcomes[-1].written, json_output)
+    sentence = printed(found) or _without_findings(run, name)
+    print_result(sentence, facts, outcomes[-1].written, json_output)
+
+
+def _without_findings(run: Path, name: str) -> str:
+    """Return the result of a stage that has no finding, such as a pool without controls."""
+    from saefast.run_folder import POOLING
+    from saefast.run_records import PoolingRecord, read_record
+
+    record = read_record(run / POOLING, PoolingRecord) if name == "pool" else None
+    if record is None:
+        return f"{name} is finished"
+    pooled = f"pooled {record.width:,} of {record.unique:,} unique features"
+    return f"{pooled}; no comparison with controls: {record.reason}" if record.reason else pooled
 
 
 def _shared(matches: Any) -> float:

@@ -237,6 +237,7 @@ def test_info_names_the_screen(capsys: pytest.CaptureFixture) -> None:
         (["evaluate", "sae", "probe"], "model and site must both be given for SAEs without a run"),
         (["sweep", "none.toml", "--out", "sweeps"], "none.toml is not a file; give a sweep file"),
         (["bench", "encode"], "in a checkout"),
+        (["demo", "--out", "one.json"], "saefast: one.json: could not be created: File exists; a"),
         (
             ["run", "one.json"],
             "seeds must be two or more for their features to be matched, got (3,)",
@@ -267,6 +268,16 @@ def test_errors_are_printed_in_one_line(
     assert sentence in printed
     assert printed.startswith("saefast: ")
     assert printed.count("\n") == 1
+
+
+def test_a_pool_without_controls_states_its_size(
+    planted_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run = shutil.copytree(planted_run, tmp_path / "run")
+    assert main(["pool", str(run), "--compare", "False"]) == 0
+    printed = capsys.readouterr().out
+    assert re.match(r"pooled [\d,]+ of [\d,]+ unique features; no comparison with ", printed)
+    assert "the comparison was not requested" in printed
 
 
 def test_debug_shows_the_traceback() -> None:
