@@ -20,6 +20,14 @@ from saefast.stability.score import CurvePoint
 
 Record = TypeVar("Record")
 
+_PLAIN: dict[Any, tuple[type, ...]] = {
+    int: (int,),
+    float: (float, int, type(None)),  # None: not finite, see `write_json`
+    str: (str,),
+    bool: (bool,),
+}
+"""Types of JSON values by the type of a field"""
+
 
 @dataclass(frozen=True)
 class SeedStability:
@@ -51,7 +59,8 @@ class StabilityRecord:
 class MembershipRecord:
     """Contents of membership.json."""
 
-    counts: list[int]
+    counts: list[list[int]]
+    """[SAEs, SAEs] numbers of the features of each SAE by the number of SAEs that have them"""
     curve: list[SubsetPoint]
     power_law: PowerLaw | None = None
     """fitted power law; None if there are too few points"""
@@ -250,7 +259,11 @@ def _built(hint: Any, value: Any, name: str) -> Any:
         records = [each for each in inner if each is not type(None)]
         return value if value is None or len(records) > 1 else _built(records[0], value, name)
     if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise TypeError(f"{name} must be a list, got {value!r:.80}")
         return [_built(inner[0], each, f"{name}[{i}]") for i, each in enumerate(value)]
     if typing.get_origin(hint) is dict:
         return {key: _built(inner[1], each, f"{name}.{key}") for key, each in value.items()}
+    if hint in _PLAIN and type(value) not in _PLAIN[hint]:
+        raise TypeError(f"{name} must be {hint.__name__}, got {value!r:.80}")
     return value

@@ -9,7 +9,7 @@ from saefast.report.figures import draw_all
 from saefast.report.findings import Finding, all_findings
 from saefast.report.page import page, printed
 from saefast.report.raster import rasteriser
-from saefast.report.run_data import RunData
+from saefast.report.run_data import RunData, named_in_errors
 from saefast.run_folder import REPORT
 
 __all__ = ["Finding", "findings_of", "printed", "write_report"]
@@ -31,18 +31,19 @@ def write_report(
     """
     if png and figures is None:
         raise ValueError("png needs figures, the folder for the files, got figures=None")
-    data = _data_of(Path(run))
     rasterised = rasteriser() if png else None
-    drawn, missing = draw_all(data)
-    members = {
-        figure.name: figure.members
-        for several in drawn.values()
-        for figure in several
-        if figure.members is not None
-    }
-    rows, details = packed_features(data, members) if data.features else ("", "")
-    report = data.run / REPORT
-    text = page(data, all_findings(data), drawn, missing, rows, details)
+    report = Path(run) / REPORT
+    with named_in_errors(Path(run)):
+        data = _data_of(Path(run))
+        drawn, missing = draw_all(data)
+        members = {
+            figure.name: figure.members
+            for several in drawn.values()
+            for figure in several
+            if figure.members is not None
+        }
+        rows, details = packed_features(data, members) if data.features else ("", "")
+        text = page(data, all_findings(data), drawn, missing, rows, details)
     write_whole(report, text.encode())
     written = [report]
     if figures is not None:
@@ -66,7 +67,8 @@ def findings_of(run: str | Path) -> list[Finding]:
     Returns:
         Findings, the most important first.
     """
-    return all_findings(_data_of(Path(run)))
+    with named_in_errors(Path(run)):
+        return all_findings(_data_of(Path(run)))
 
 
 def _data_of(run: Path) -> RunData:

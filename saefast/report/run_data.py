@@ -1,6 +1,8 @@
 """Files of a run, the input of the report."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,9 +42,34 @@ from saefast.run_records import (
     StageRecord,
     read_record,
 )
-from saefast.train.checkpoint import RUN
+from saefast.train.checkpoint import RunFile
 
 TableRows = list[dict[str, Any]]
+
+
+@contextmanager
+def named_in_errors(folder: Path) -> Iterator[None]:
+    """Name a folder in errors that its files cause which are damaged or do not fit together.
+
+    Args:
+        folder: folder of a run or sweep.
+
+    Yields:
+        None, while the files are used.
+
+    Raises:
+        ValueError: in place of errors that do not name the folder.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(
+            f"{folder} holds files that are damaged or do not fit together "
+            f"({type(error).__name__}: {error}); saefast verify finds damaged ones, and saefast "
+            f"run repeats the stages of files that are removed"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -57,7 +84,8 @@ class RunData:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """Content of run.json."""
-        return read_json(self.run / RUN) or {}
+        training = RunFile.read(self.run)
+        return {} if training is None else training.facts
 
     @cached_property
     def settings(self) -> dict[str, Any]:

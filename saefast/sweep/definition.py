@@ -207,13 +207,29 @@ def cell_name(at: Settings) -> str:
     """
     short = [name.rpartition(".")[2] for name in at]
     names = [last if short.count(last) == 1 else full for last, full in zip(short, at, strict=True)]
-    parts = [f"{name}-{_as_name(value)}" for name, value in zip(names, at.values(), strict=True)]
+    parts = [
+        f"{_as_name(name, '_')}-{_as_name(value)}"
+        for name, value in zip(names, at.values(), strict=True)
+    ]
     return "_".join(parts)[:_LONGEST_NAME]
 
 
-def _as_name(value: Any) -> str:
+def is_cell_name(name: str) -> bool:
+    """Return whether a name can be that of a cell: a folder directly in the folder of the cells.
+
+    Args:
+        name: any text.
+
+    Returns:
+        Whether it has the characters of `cell_name` only, and does not begin with a dot.
+    """
+    return re.fullmatch(r"[A-Za-z0-9_+-][A-Za-z0-9_.+-]*", name) is not None
+
+
+def _as_name(value: Any, kept: str = "") -> str:
+    """Return a value as a part of a folder's name; `kept` are characters beyond the usual ones."""
     text = value if isinstance(value, str) else json.dumps(value)
-    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.") or "empty"
+    return re.sub(rf"[^A-Za-z0-9.+{kept}-]+", "-", text).strip("-.") or "empty"
 
 
 def _check_names_differ(cells: Sequence[Cell]) -> None:

@@ -23,7 +23,7 @@ from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.job import Job
 from saefast.run_folder import SETTINGS
 from saefast.run_records import read_record, write_record
-from saefast.sweep.definition import Cell, Sweep
+from saefast.sweep.definition import Cell, Sweep, is_cell_name
 from saefast.sweep.records import (
     Changed,
     DoneRecord,
@@ -95,6 +95,7 @@ class SweepFolder:
 
         Raises:
             FileNotFoundError: the folder holds no sweep.
+            ValueError: the file is damaged, or names a cell that would lie outside of the folder.
         """
         record = read_record(self.root / SWEEP, SweepRecord)
         if record is None:
@@ -102,6 +103,12 @@ class SweepFolder:
                 f"{self.root} holds no sweep: {SWEEP} does not exist; start one with saefast sweep "
                 f"FILE --out {self.root}"
             )
+        for name in record.cells:
+            if not is_cell_name(name):
+                raise ValueError(
+                    f"{self.root / SWEEP} names a cell {name!r:.80} that is no name of a folder; "
+                    f"run saefast sweep again, which writes it"
+                )
         return record
 
     def write(self, sweep: Sweep, until: str) -> None:

@@ -17,7 +17,7 @@ from saefast.evaluation.scores import TRAINED
 from saefast.pipeline.job import Job
 from saefast.pipeline.runner import is_finished_until
 from saefast.pipeline.settings_file import settings_from
-from saefast.report.run_data import RunData
+from saefast.report.run_data import RunData, named_in_errors
 from saefast.run_folder import REPORT
 from saefast.sweep.folder import CELLS, SweepFolder
 from saefast.sweep.records import SweepRecord
@@ -68,7 +68,10 @@ def write_results(folder: SweepFolder) -> list[Row]:
           processor, device, threads, commit, saefast and torch, and digest of the settings.
     """
     record = folder.read()
-    rows = [row for name in record.cells for row in _rows_of_cell(folder, record, name)]
+    rows = []
+    for name in record.cells:
+        with named_in_errors(folder.cell(name)):
+            rows += _rows_of_cell(folder, record, name)
     for axis in record.axes:
         _to_one_type(rows, _column(axis))
     write_rows(folder.results, rows)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from saefast.disk.tables import write_json
-from saefast.train.config import label_of
+from saefast.train.config import is_folder_name, label_of
 from saefast.train.ranks.files import parts_folder, read_state, whole_file, write_state, written
 from saefast.train.ranks.group import ALONE, Ranks
 from saefast.train.ranks.share import Share
@@ -40,7 +40,7 @@ class RunFile:
             return None
         try:
             facts = json.loads(path.read_bytes())
-            facts["checkpoint"], facts["configs"], facts["data"], facts["finished"]
+            _check(facts)
         except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is not the file of a training run: {error!r}") from error
         return cls(out, facts)
@@ -121,6 +121,18 @@ class RunFile:
             else:
                 with contextlib.suppress(OSError):  # the next checkpoint tries again
                     old.unlink()
+
+
+def _check(facts: dict[str, Any]) -> None:
+    """Raise an error unless the content of run.json has the parts that its readers use."""
+    for part, kind in (("checkpoint", int), ("configs", list), ("data", dict), ("finished", bool)):
+        if not isinstance(facts[part], kind):
+            raise TypeError(f"{part} must be {kind.__name__}, got {facts[part]!r:.80}")
+    for config in facts["configs"]:
+        if not is_folder_name(config["name"]):
+            raise ValueError(f"the name {config['name']!r:.80} leads to another folder")
+        if not all(type(seed) is int for seed in config["seeds"]):
+            raise TypeError(f"seeds must be int, got {config['seeds']!r:.80}")
 
 
 def differences(then: object, now: object, name: str = "") -> list[str]:

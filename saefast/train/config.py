@@ -140,7 +140,7 @@ class TrainConfig:
             ("activation_scaling", SCALINGS),
         ):
             checks.one_of(name, getattr(self, name), choices)
-        if "/" in self.name or self.name.startswith("."):
+        if not is_folder_name(self.name):
             raise ValueError(
                 f"name must be a valid part of a folder's name, without '/' and a leading '.', got "
                 f"{self.name!r}"
@@ -178,6 +178,11 @@ class TrainConfig:
         """Return the settings as a dict for JSON, with a custom loss replaced by its name."""
         name = None if self.loss is None else getattr(self.loss, "__qualname__", repr(self.loss))
         return {**dataclasses.asdict(dataclasses.replace(self, loss=None)), "loss": name}
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether a name of a config is a valid part of a folder's name, or empty."""
+    return "/" not in name and not name.startswith(".")
 
 
 def label_of(name: str, seed: int) -> str:

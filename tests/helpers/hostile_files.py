@@ -43,6 +43,15 @@ MEMORY = 512 << 20
 SECONDS = 20
 ROWS, D = 40, 6
 _FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "socket.connect")
+_CHANGES = (
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.symlink",
+    "os.link",
+    "os.truncate",
+)
 
 
 class Target(NamedTuple):
@@ -236,9 +245,21 @@ class Watch:
             self.seen.append(f"{event} {arguments}")
         elif event == "open" and isinstance(arguments[0], str):
             path, mode, flags = arguments
-            writes = any(letter in (mode or "r") for letter in "wax+") or (flags or 0) & os.O_RDWR
-            if writes and not Path(os.path.abspath(path)).is_relative_to(self.folder):
+            changes = os.O_RDWR | os.O_WRONLY
+            writes = any(letter in (mode or "r") for letter in "wax+") or (flags or 0) & changes
+            if writes and self._outside(os.path.abspath(path)):
                 self.seen.append(f"opened {path} for writing")
+        elif event in _CHANGES and any(map(self._outside, arguments[:2])):
+            self.seen.append(f"{event} {arguments}")
+
+    def _outside(self, path: object) -> bool:
+        """Return whether an absolute path is outside of the folder of the case.
+
+        Relative paths are those of calls that name an open folder.
+        """
+        if not isinstance(path, str) or not os.path.isabs(path) or self.folder is None:
+            return False
+        return not Path(os.path.abspath(path)).is_relative_to(self.folder)
 
 
 def _late(_signal: int, _frame: object) -> None:
@@ -263,20 +284,30 @@ def _ended(target: Target, folder: Path) -> str:
     return "read"
 
 
-def run(root: Path, cases: int) -> dict[str, int]:
-    """Read mutated files, and count how that ended."""
+def _mutated_file(file: Path, draw: random.Random) -> bytes:
+    return mutated(file.read_bytes(), draw)
+
+
+def run(
+    root: Path,
+    cases: int,
+    targets: dict[str, Target] = TARGETS,
+    change: Callable[[Path, random.Random], bytes] = _mutated_file,
+) -> dict[str, int]:
+    """Read changed files of all targets in turn, and count how that ended."""
     root = root.resolve()
     (root / "whole").mkdir()
-    for name, target in TARGETS.items():
+    for name, target in targets.items():
         target.make(root / "whole" / name)
         target.read(root / "whole" / name)
         verify_any(root / "whole" / name)
     torch.set_num_threads(1)
+    sys.dont_write_bytecode = True
     watch = Watch()
     signal.signal(signal.SIGALRM, _late)
     _limit()
     outcomes: Counter[str] = Counter()
-    names = list(TARGETS)
+    names = list(targets)
     for case in range(cases):
         draw = random.Random(case)
         # Without checksums, mutations reach the readers themselves.
@@ -286,12 +317,12 @@ def run(root: Path, cases: int) -> dict[str, int]:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(root / "whole" / name, folder)
         file = draw.choice(sorted(path for path in folder.rglob("*") if path.is_file()))
-        file.write_bytes(mutated(file.read_bytes(), draw))
+        file.write_bytes(change(file, draw))
         (root / "last").write_text(f"case {case}, {name}, {file.name}\n")
         watch.folder = folder
         signal.alarm(SECONDS)
         try:
-            outcomes[_ended(TARGETS[name], folder)] += 1
+            outcomes[_ended(targets[name], folder)] += 1
         except BaseException as error:
             error.add_note((root / "last").read_text())
             raise

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from saefast.disk.atomic import write_whole
+from saefast.report.run_data import named_in_errors
 from saefast.run_folder import REPORT
 from saefast.sweep.folder import SweepFolder
 from saefast.sweep.report.page import page
@@ -27,9 +28,10 @@ def write_table_and_report(folder: SweepFolder) -> tuple[Path, Path]:
     before = folder.tables
     with folder.writing():
         if folder.tables < before + 2:
-            write_results(folder)
-            write_sweep_report(folder)
-            folder.count_table()
+            with named_in_errors(folder.root):
+                write_results(folder)
+                write_sweep_report(folder)
+                folder.count_table()
     return folder.results, folder.root / REPORT
 
 
