@@ -1,12 +1,14 @@
-"""Licences of the packages that saefast needs, and a bill of materials of them.
+"""Licences of the packages that saefast needs, a bill of materials, and pins of them.
 
     python .ci/components.py licences
     pip install --dry-run --ignore-installed --report - --quiet WHEEL > REPORT
     python .ci/components.py sbom REPORT
+    python .ci/components.py pins REPORT
 
 `licences` prints the licences of the installed packages, and fails for one that is not allowed.
-`sbom` prints CycloneDX in JSON of the packages that pip would install, with their checksums. Both
-cover the packages that saefast needs without extras.
+`sbom` prints CycloneDX in JSON of the packages that pip would install, with their checksums; it and
+`licences` cover the packages that saefast needs without extras. `pins` prints exact versions with
+checksums, as in a file of requirements, of everything that pip would install but saefast itself.
 """
 
 import importlib.metadata
@@ -134,13 +136,26 @@ def _component(package: Package) -> dict[str, Any]:
     return component
 
 
+def pins(packages: Iterable[Package]) -> list[str]:
+    """Return a line of requirements for each package: its version and checksum."""
+    lines = []
+    for each in packages:
+        name, version = each["metadata"]["name"], each["metadata"]["version"]
+        checksum = each["download_info"]["archive_info"]["hashes"]["sha256"]
+        lines.append(f"{canonicalize_name(name)}=={version} --hash=sha256:{checksum}")
+    return sorted(lines)
+
+
 def main() -> int:
-    """Print licences, or a bill of materials."""
-    if sys.argv[1] == "sbom":
+    """Print licences, a bill of materials, or pins."""
+    if sys.argv[1] in ("sbom", "pins"):
         report = json.loads(Path(sys.argv[2]).read_text())
         own = tomllib.loads(_PYPROJECT.read_text())["project"]["name"]
         others = [each for each in report["install"] if each["metadata"]["name"] != own]
-        print(json.dumps(sbom(needed(others)), indent=1))
+        if sys.argv[1] == "sbom":
+            print(json.dumps(sbom(needed(others)), indent=1))
+        else:
+            print(*pins(others), sep="\n")
         return 0
     packages = needed(installed())
     for each in packages:

@@ -81,5 +81,15 @@ def test_the_workflow_publishes_only_tested_files() -> None:
         assert (CHECKOUT / path).exists(), path
 
 
+def test_a_known_vulnerability_stops_a_release() -> None:
+    workflow = yaml.safe_load((CHECKOUT / ".github" / "workflows" / "release.yml").read_text())
+    job = workflow["jobs"]["supply-chain"]
+    (audit,) = (step for step in job["steps"] if "pip_audit" in step.get("run", ""))
+    command = audit["run"].splitlines()[-1]  # its status is that of the step
+    assert command.startswith("python -m pip_audit --strict ")
+    assert "|" not in command
+    assert not any("continue-on-error" in each or "if" in each for each in (job, audit))
+
+
 def _files_run(step: dict[str, Any]) -> list[str]:
     return re.findall(r"python (\.ci/\S+)", step.get("run", ""))

@@ -111,3 +111,14 @@ def test_the_bill_of_materials_names_every_package_and_its_checksum(components: 
     for each in content["components"]:
         assert each["purl"] == f"pkg:pypi/{each['name']}@1.0"
         assert each["hashes"] == [{"alg": "SHA-256", "content": "ab"}]
+
+
+def test_pins_name_every_package_and_its_checksum(components: Any) -> None:
+    listed = [each | {"download_info": {"archive_info": {"hashes": {"sha256": "ab"}}}}
+              for each in DEPENDENCIES[:2]]  # fmt: skip
+    assert components.pins(listed) == [
+        "fs-spec==1.0 --hash=sha256:ab",
+        "torch==1.0 --hash=sha256:ab",
+    ]
+    with pytest.raises(KeyError):
+        components.pins(DEPENDENCIES)
