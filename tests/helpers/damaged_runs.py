@@ -50,7 +50,7 @@ _VALUES: list[Any] = [
 @functools.cache
 def _made(*stages: str) -> Path:
     """Return the folder of a run of some stages, made once in a process."""
-    folder = Path(tempfile.mkdtemp(prefix="saefast-run-"))
+    folder = Path(tempfile.mkdtemp(prefix="damaged-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     settings = settings_from(base_settings())
     run_pipeline(settings, folder / "run", until=stages, progress=False)

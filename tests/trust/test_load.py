@@ -1,9 +1,10 @@
-"""Load: flat memory over many steps, calls from many threads, files larger than memory."""
+"""Load: flat memory over many steps and tables, many threads, files larger than memory."""
 
 import itertools
 import json
 import os
 import random
+import shutil
 import struct
 import sys
 import tempfile
@@ -11,33 +12,30 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.campaign import Campaign
+from helpers.leaks import GROWTH, Left, growth, resident
 
 import saefast
 from saefast import SAE, FusedStep, TrainConfig, reference
 from saefast.activations import StoreActivations, StoreWriter, open_activations
+from saefast.damage import verify
+from saefast.disk.tables import add_columns, read_table, write_table
+from saefast.run_folder import FEATURES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 GIGABYTE = 10**9
-
-
-def resident() -> int:
-    """Return the bytes of this process in memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture(autouse=True)
 def nothing_left(torch_threads: None) -> Iterator[None]:
     """Assert that no file stays open, and that no temporary file is left."""
     torch.set_num_threads(1)
-    before = len(os.listdir("/proc/self/fd")), sorted(os.listdir(tempfile.gettempdir()))
+    before = Left.now()
     yield
-    left = set(os.listdir(tempfile.gettempdir())) - set(before[1])
-    assert len(os.listdir("/proc/self/fd")) <= before[0]
-    assert not [name for name in left if "saefast" in name or name.endswith(".part")]
+    assert Left.now().beyond(before) == []
 
 
 @pytest.mark.campaign("load: steps of training", 600, 100_000)
@@ -51,10 +49,30 @@ def test_memory_stays_flat(campaign: Campaign) -> None:
         if number % max(1, campaign.cases // 20) == 0:
             seen.append(resident())
         campaign.count("step")
-    half = seen[len(seen) // 2 :]
-    grown = (half[-1] - half[0]) / (campaign.cases / 2)
-    print(f"{grown:.2f} bytes per step")
-    assert half[-1] - half[0] < 2 << 20
+    print(f"{growth(seen) / (campaign.cases / 2):.2f} bytes per step")
+    assert growth(seen) < GROWTH
+
+
+@pytest.mark.campaign("load: tables of features", 40, 10_000)
+def test_many_tables_of_features(tmp_path: Path, campaign: Campaign) -> None:
+    """Tables of 1,000 features are written, verified, given a column and read."""
+    rng = np.random.default_rng(0)
+    columns = {"seed": np.zeros(1000, int), "feature": np.arange(1000), "score": rng.random(1000)}
+    columns["group"] = ["stable", "unstable"] * 500
+    seen = []
+    for number in range(campaign.cases):
+        path = tmp_path / str(number % 10) / FEATURES
+        write_table(path, columns)
+        assert verify(path) == []
+        add_columns(path, {"firing_rate": columns["score"] + number})
+        read = read_table(path)
+        assert read.num_rows == 1000
+        assert read["firing_rate"][999].as_py() == columns["score"][999] + number
+        if number % max(1, campaign.cases // 20) == 0:
+            seen.append(resident())
+        campaign.count("read")
+    assert growth(seen) < 4 * GROWTH
+    assert sorted(path.name for path in tmp_path.rglob("*.p*")) == [FEATURES] * 10
 
 
 @pytest.mark.campaign("load: SAEs on one stream", 6, 64)
@@ -133,3 +151,33 @@ def test_a_store_of_200_gigabytes(tmp_path: Path) -> None:
         del batch
     assert resident() - before < GIGABYTE // 2
     open_activations(tmp_path / "store")
+
+
+class TestPlantedLeaks:
+    """The detectors of the tests above report leaks."""
+
+    def test_of_memory(self) -> None:
+        kept, seen = [], []
+        for _ in range(20):
+            kept.append(torch.ones(1 << 17))  # half a megabyte
+            seen.append(resident())
+        assert growth(seen) >= GROWTH
+        assert len(kept) == 20
+
+    def test_of_a_descriptor(self) -> None:
+        before = Left.now()
+        descriptor = os.open(os.devnull, os.O_RDONLY)
+        assert Left.now().beyond(before) == [f"{os.devnull} is open"]
+        os.close(descriptor)
+        assert Left.now().beyond(before) == []
+
+    @pytest.mark.parametrize("name", ["saefast-x", "x.part"])
+    def test_of_a_temporary_file(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder = tempfile.mkdtemp()
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        before = Left.now()
+        path = Path(folder, name)
+        path.touch()
+        assert Left.now().beyond(before) == [f"{path} is left"]
+        shutil.rmtree(folder)
+        assert Left.now().beyond(before) == []
