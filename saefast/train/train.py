@@ -1,11 +1,7 @@
 """Entry point of training: many SAEs, trained in parallel on one stream of activations."""
 
-import hashlib
-import json
-import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,16 +11,15 @@ from saefast import checks
 from saefast.activations import open_activations
 from saefast.activations.protocol import Activations, ActivationSource
 from saefast.disk.lock import Claim
-from saefast.disk.resume import refuse_existing
 from saefast.sae import SAE
-from saefast.train.checkpoint import RUN, RunFile, differences
+from saefast.train.checkpoint import RunFile
 from saefast.train.config import TrainConfig, check_one_stream, check_shared, labels_of
 from saefast.train.loggers import LOGGERS, loggers
 from saefast.train.loop import TrainingLoop
-from saefast.train.meter import CONVENTIONS
 from saefast.train.ranks.group import Ranks
 from saefast.train.ranks.processes import world
 from saefast.train.ranks.words import check_agreement
+from saefast.train.run_facts import as_json, begun_or_resumed
 from saefast.train.stored_saes import StoredSAEs
 from saefast.train.trained_run import Member
 
@@ -202,7 +197,7 @@ def _train_runs(
                 held.enter_context(Claim(each.out))
             run = None
             if each.out is not None:
-                run = _run_file(each.out, configs, source, starts, resume)
+                run = begun_or_resumed(each.out, configs, source, starts, resume)
                 run.ranks = ranks
             # Nothing is written before all ranks have read the existing files.
             check_agreement(ranks, "settings, activations and run", _seen(run, configs, source))
@@ -215,7 +210,7 @@ def _train_runs(
             folder, after = (None, 0) if run is None else (run.out, run.step)
             log = []
             if ranks.rank == 0:
-                log = loggers(folder, after, log_to, {"configs": _as_json(configs)})
+                log = loggers(folder, after, log_to, {"configs": as_json(configs)})
             for logger in log:
                 held.callback(logger.close)
             waiting.setdefault(after, {})[number] = Member(configs, run, starts, log)
@@ -237,7 +232,7 @@ def check_reports(log_to: Sequence[str], log_every: int, checkpoint_minutes: flo
 
 def _seen(run: RunFile | None, configs: Sequence[TrainConfig], source: Activations) -> Any:
     """Return the facts that must be the same on all ranks."""
-    facts = {"configs": _as_json(configs), "data": source.fingerprint}
+    facts = {"configs": as_json(configs), "data": source.fingerprint}
     return facts if run is None else {**run.facts, **facts}
 
 
@@ -276,50 +271,3 @@ def _starts(
     if len(starts) != count:
         raise ValueError(f"initial must be one for each SAE of the run, {count}, got {len(starts)}")
     return starts
-
-
-def _run_file(
-    out: Path,
-    configs: Sequence[TrainConfig],
-    source: Activations,
-    starts: Sequence[SAE | None],
-    resume: bool,
-) -> RunFile:
-    """Return the run file of a new run, or of the run to be resumed."""
-    facts: dict[str, Any] = {
-        "saefast": version("saefast"),
-        "torch": torch.__version__,
-        "machine": platform.machine(),
-        "conventions": CONVENTIONS,
-        "configs": _as_json(configs),
-        "data": {"fingerprint": source.fingerprint, "rows": source.rows, "d": source.d},
-        "initial": [None if start is None else _fingerprint(start) for start in starts],
-        "checkpoint": 0,
-        "finished": False,
-    }
-    refuse_existing(out / RUN, resume)
-    run = RunFile.read(out)
-    if run is None:
-        return RunFile(out, facts)
-    run.facts.setdefault("initial", [None] * len(starts))  # absent from runs of older versions
-    for key in ("configs", "data", "initial"):
-        changed = differences(run.facts[key], facts[key], key)
-        if changed:
-            raise ValueError(
-                f"{out} cannot be resumed, since {'; '.join(changed)}; use the original arguments, "
-                f"or choose another folder"
-            )
-    return run
-
-
-def _fingerprint(sae: SAE) -> str:
-    """Return a short string that identifies the bits of the weights."""
-    digest = hashlib.sha256()
-    for name, values in sae.state_dict().items():
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)};".encode())
-        digest.update(values.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return f"sha256:{digest.hexdigest()[:32]}"
-
-
-def _as_json(configs: Sequence[TrainConfig]) -> Any:
-    return json.loads(json.dumps([config.to_dict() for config in configs]))
