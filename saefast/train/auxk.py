@@ -6,7 +6,7 @@ does not wait for the number of dead latents: the kernels read it and limit thei
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from saefast import reference
 from saefast.ops import gpu
 from saefast.ops.latent_sum import column_sum
 from saefast.sae import SAE
+from saefast.train.auxk_products import AuxProducts, WholeProducts
 from saefast.train.settings import AuxK
 
 
@@ -41,69 +42,6 @@ class AuxGradients(NamedTuple):
     """[c] gradients of entries of b_enc"""
     w_dec: Tensor
     """[c, d_out] gradients of rows of W_dec"""
-
-
-class AuxProducts(Protocol):
-    """Products of the auxiliary loss on a CPU that depend on who has which rows and columns."""
-
-    width: int
-    """columns of the decoder"""
-
-    def rows(self, weight: Tensor, latents: Tensor) -> Tensor:
-        """Return the rows of W_enc or entries of b_enc of the given latents."""
-        ...
-
-    def largest(
-        self, inputs: Tensor, encoder: Tensor, shift: Tensor, k: int, *, absolute: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return the k largest scores of the dead latents, [n, k], and their places in the list."""
-        ...
-
-    def dots(self, rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-        """Return `gather_dots`."""
-        ...
-
-    def total(self, sums: Tensor) -> Tensor:
-        """Return the sum of column sums over all columns, []."""
-        ...
-
-    def sum_of_rows(self, values: Tensor, indices: Tensor, rows: Tensor, count: int) -> Tensor:
-        """Return the `latent_sum` of the `count` dead latents for the rows of `rows`."""
-        ...
-
-
-class WholeProducts:
-    """Products of one process."""
-
-    def __init__(self, width: int) -> None:
-        self.width = width
-
-    def rows(self, weight: Tensor, latents: Tensor) -> Tensor:
-        """See `AuxProducts`."""
-        return weight[latents]
-
-    def largest(
-        self, inputs: Tensor, encoder: Tensor, shift: Tensor, k: int, *, absolute: bool
-    ) -> tuple[Tensor, Tensor]:
-        """See `AuxProducts`."""
-        values, indices = torch.ops.saefast.topk_encode(
-            inputs, encoder, shift, None, k, "exact", absolute=absolute
-        )
-        return values, indices
-
-    def dots(self, rows: Tensor, weight: Tensor, indices: Tensor) -> Tensor:
-        """See `AuxProducts`."""
-        dots: Tensor = torch.ops.saefast.gather_dots(rows, weight, indices)
-        return dots
-
-    def total(self, sums: Tensor) -> Tensor:
-        """See `AuxProducts`."""
-        return sums.sum()
-
-    def sum_of_rows(self, values: Tensor, indices: Tensor, rows: Tensor, count: int) -> Tensor:
-        """See `AuxProducts`."""
-        sums: Tensor = torch.ops.saefast.latent_sum(values, indices, rows, count)
-        return sums
 
 
 def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:

@@ -9,7 +9,8 @@ from saefast import reference
 from saefast.ops.latent_pass import LatentPass, latent_pass
 from saefast.sae import SAE
 from saefast.train import optimizer
-from saefast.train.auxk import AuxGradients, AuxProducts, WholeProducts, revive
+from saefast.train.auxk import AuxGradients, revive
+from saefast.train.auxk_products import AuxProducts, WholeProducts
 from saefast.train.objectives import Forward, Loss
 from saefast.train.optimizer import Adam, Gradients, Vector
 from saefast.train.packed_encoder import PackedEncoder

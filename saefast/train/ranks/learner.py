@@ -10,7 +10,8 @@ from saefast.ops.latent_pass import LatentPass
 from saefast.ops.row_norms import row_norms
 from saefast.sae import SAE
 from saefast.train import optimizer
-from saefast.train.auxk import AuxGradients, AuxProducts
+from saefast.train.auxk import AuxGradients
+from saefast.train.auxk_products import AuxProducts
 from saefast.train.learner import Learner
 from saefast.train.objectives import Loss
 from saefast.train.optimizer import Gradients
