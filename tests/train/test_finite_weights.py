@@ -119,7 +119,7 @@ def test_weights_that_the_scales_make_infinite_are_refused(
             )
         )
     assert checkpoint_of(tmp_path) == 4
-    assert not list((tmp_path / "seed-0").glob("*.safetensors"))
+    assert not list((tmp_path / "seed-0").glob("sae_weights*"))
 
 
 def test_masked_latents_are_no_such_weights() -> None:
