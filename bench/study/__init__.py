@@ -89,14 +89,15 @@ def write_rows(folder: Path, texts: dict[str, Any], file: Path | None) -> None:
     """Write the rows of all cells, and print how many are finished.
 
     Pieces without a folder keep the rows that the file has of them, so that pieces can be run in
-    several folders or on several machines.
+    several folders or on several machines. Each row names the processor of the machine.
 
     Args:
         folder: folder of the study.
         texts: manifest of the texts.
         file: file of the rows; None: nothing is written.
     """
-    rows = rows_of(folder)
+    machine = record.machine()
+    rows = [row | {"cpu": machine["cpu"], "cores": machine["cores"]} for row in rows_of(folder)]
     print(f"{sum(row['complete'] for row in rows)} cells are finished")
     if file:
         kept = [row for row in _rows_in(file) if not (folder / row["piece"]).exists()]

@@ -118,12 +118,13 @@ def cost() -> str:
 def caption() -> str:
     """Return where and when the rows were measured."""
     results = load("study")
-    machine, sources = results["machine"], results["texts"]["sources"]
+    sources = results["texts"]["sources"]
     characters = sum(each["characters"] for each in sources.values())
     named = ", ".join(f"{name} {each['characters'] / 1e6:.0f} M" for name, each in sources.items())
+    machines = dict.fromkeys(f"{row['cpu']}, {row['cores']} cores" for row in results["rows"])
     commits = ", ".join(dict.fromkeys(row["commit"] for row in results["rows"] if row["commit"]))
     return (
-        f"{machine['cpu']}, {machine['cores']} cores shared with other work; at commit {commits}. "
+        f"{'; '.join(machines)}; shared with other work; at commit {commits}. "
         f"Texts: {characters / 1e6:.0f} M characters ({named})."
     )
 
