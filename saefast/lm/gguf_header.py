@@ -60,7 +60,7 @@ def check_gguf(path: Path) -> GGUFSizes:
 
 
 class _Header:
-    """Header of an open file, read from its begin to its end."""
+    """Header of an open file, read from its beginning to its end."""
 
     def __init__(self, file: BinaryIO, length: int) -> None:
         self._file = file
