@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import importlib
 import math
 import os
 import threading
@@ -149,6 +150,9 @@ def timeout() -> float:
 def _connect(seconds: float) -> None:
     """Create the default group of the processes that torchrun started."""
     limit = timedelta(seconds=seconds)
+    # Functions of this module have the default group as an argument, as of their import. A step
+    # imports it, and if a group existed by then, they would keep it and its threads after its end.
+    importlib.import_module("torch.distributed.nn.functional")
     # Restarted processes may find the store of the previous attempt, whose addresses belong to
     # processes that have ended.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
