@@ -14,7 +14,7 @@ from bench.gpu.worker import Item
 from saefast import FusedStep, TrainConfig
 from saefast.train.objectives import objective_of
 
-VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
+VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu")
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:

@@ -25,7 +25,7 @@ from saefast.train.objectives import objective_of
 SHAPE = Shape(48, 160, 5, 24)
 _HOT = 600
 """Rows on which one latent is active: more than one piece of a sum holds."""
-_VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
+_VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu")
 
 
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:

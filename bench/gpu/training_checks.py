@@ -25,7 +25,7 @@ from saefast.train.objectives.forward import Encoded
 from saefast.train.packed_encoder import PackedEncoder
 from saefast.train.step_result import StepResult
 
-VARIANTS = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu")
+VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka", "relu", "jumprelu")
 
 
 def gradients(shape: Shape, x: Tensor, weights: Weights) -> Iterator[Finding]:
