@@ -127,7 +127,8 @@ def load_model(
             f"got {str(name)!r}, which could not be loaded: {error}"
         ) from error
     model = model.to(device).eval().requires_grad_(False)
-    absent = tuple(sorted(report["missing_keys"]))
+    parameters = dict(model.named_parameters())
+    absent = tuple(sorted(key for key in report["missing_keys"] if key in parameters))
     _forbid_logits(model, str(name), absent)
     return LanguageModel(model, tokenizer, str(name), absent)
 
