@@ -215,7 +215,7 @@ def cell_name(at: Settings) -> str:
 
 
 def is_cell_name(name: str) -> bool:
-    """Return whether a name can be that of a cell: a folder directly in the folder of the cells.
+    """Return whether a name can name a cell: a folder directly in the folder of the cells.
 
     Args:
         name: any text.
