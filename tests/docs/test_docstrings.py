@@ -176,14 +176,20 @@ def faults_of_arguments(package: str) -> list[str]:
     """Return the arguments of functions and methods without description or shape."""
     faults = []
     for name, function, _ in functions(package):
-        described = arguments(followed(function))
-        for parameter in inspect.signature(function).parameters.keys() - {"self", "cls"}:
-            if parameter not in described:
-                faults.append(f"{name}({parameter}) is not described")
-            elif lacks_shape(
-                parameter, function.__annotations__.get(parameter), described[parameter]
-            ):
-                faults.append(f"{name}({parameter}) has no shape")
+        faults += faults_of_parameters(name, function, arguments(followed(function)))
+    return faults
+
+
+def faults_of_parameters(
+    name: str, function: Callable[..., object], described: dict[str, str]
+) -> list[str]:
+    """Return the parameters of a function without description or shape."""
+    faults = []
+    for parameter in inspect.signature(function).parameters.keys() - {"self", "cls"}:
+        if parameter not in described:
+            faults.append(f"{name}({parameter}) is not described")
+        elif lacks_shape(parameter, function.__annotations__.get(parameter), described[parameter]):
+            faults.append(f"{name}({parameter}) has no shape")
     return faults
 
 
@@ -214,13 +220,7 @@ def faults_of_constructors(package: str) -> list[str]:
         if is_dataclass(item):
             continue
         described = arguments((inspect.getdoc(item) or "") + "\n\n" + (constructor.__doc__ or ""))
-        for parameter in inspect.signature(constructor).parameters.keys() - {"self"}:
-            if parameter not in described:
-                faults.append(f"{item.__name__}({parameter}) is not described")
-            elif lacks_shape(
-                parameter, constructor.__annotations__.get(parameter), described[parameter]
-            ):
-                faults.append(f"{item.__name__}({parameter}) has no shape")
+        faults += faults_of_parameters(item.__name__, constructor, described)
     return faults
 
 
