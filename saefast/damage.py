@@ -9,7 +9,7 @@ from typing import NamedTuple
 from saefast.activations.store import INDEX, check_shard, read_index
 from saefast.disk.atomic import PART
 from saefast.disk.sealed_tables import damaged_part as damaged_column
-from saefast.disk.sealed_tables import has_checksum
+from saefast.disk.sealed_tables import has_checksum, open_table
 from saefast.disk.sealed_tensors import Sealed
 from saefast.formats.source import weights_in
 from saefast.formats.tensor_files import examine_archive, read_tensors
@@ -129,17 +129,14 @@ def _archive(path: Path) -> _Found:
 
 
 def _parquet(path: Path) -> _Found:
-    import io
-
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     content = path.read_bytes()
     part = damaged_column(content)
     if part is not None:
         return True, [Damage(path, part, DIFFERS)]
     try:
-        pq.ParquetFile(io.BytesIO(content)).read()
+        open_table(content).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"is truncated or not Parquet: {error}") from error
     return has_checksum(content), []

@@ -6,7 +6,6 @@
 In addition, each page has Parquet's own checksum, by which the damaged column is found.
 """
 
-import io
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,18 +53,37 @@ def read_sealed(path: Path) -> "pa.Table":
         ValueError: the file is damaged.
         pa.ArrowException, OSError: it is truncated or not Parquet.
     """
-    import pyarrow.parquet as pq
-
     content = path.read_bytes()
     if verifying() and content.endswith(_END):  # pyarrow describes truncated files better
         part = damaged_part(content)
         if part is not None:
             raise damaged(f"{path}: {part}")
-    file = pq.ParquetFile(io.BytesIO(content))
+    file = open_table(content)
     _check_growth(path, file.metadata, len(content))
     table = file.read()
     kept = {key: value for key, value in (table.schema.metadata or {}).items() if key not in _OWN}
     return table.replace_schema_metadata(kept or None)
+
+
+def open_table(content: bytes, *, verify_pages: bool = False) -> "pq.ParquetFile":
+    """Open the contents of a Parquet file, of which Arrow gets a copy of its own.
+
+    The threads of Arrow release the contents some time after a table is read. If these were a
+    Python object and Python were ending, the process would abort.
+
+    Args:
+        content: bytes of the file.
+        verify_pages: whether reading compares Parquet's own checksums.
+
+    Returns:
+        The open file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    copy = pa.BufferOutputStream()
+    copy.write(content)
+    return pq.ParquetFile(pa.BufferReader(copy.getvalue()), page_checksum_verification=verify_pages)
 
 
 def _check_growth(path: Path, facts: "pq.FileMetaData", size: int) -> None:
@@ -96,15 +114,14 @@ def damaged_part(content: bytes) -> str | None:
 def _damaged_column(content: bytes) -> str | None:
     """Name the first column whose pages differ from Parquet's own checksums."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        columns = pq.ParquetFile(io.BytesIO(content)).schema_arrow.names
+        columns = open_table(content).schema_arrow.names
     except (pa.ArrowException, OSError, ValueError):
         return None
     for name in columns:
         try:
-            pq.read_table(io.BytesIO(content), columns=[name], page_checksum_verification=True)
+            open_table(content, verify_pages=True).read(columns=[name])
         except (pa.ArrowException, OSError, ValueError):
             return f"column {name}"
     return None

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, safe_open, save_file
 
 from saefast.disk.atomic import write_tensors
 from saefast.disk.checksums import checksum, numbers
-from saefast.disk.tables import read_table, write_table
+from saefast.disk.sealed_tables import open_table, sealed_table
+from saefast.disk.tables import read_table, table_of, write_table
 
 TENSORS = {"W": torch.arange(15.0).view(3, 5), "b": torch.zeros(0), "n": torch.tensor(7)}
 
@@ -103,3 +104,12 @@ def test_a_second_save_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in "xy":
         write_table(tmp_path / name, {"seed": [1, 2]})
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_tables_are_read_from_memory_of_arrow() -> None:
+    """A thread of Arrow that released an object of Python while Python ends would abort."""
+    content = sealed_table(table_of([{"a": 1, "b": 2.5}] * 100))
+    before = sys.getrefcount(content)
+    file = open_table(content)
+    assert file.read().num_rows == 100
+    assert sys.getrefcount(content) == before
