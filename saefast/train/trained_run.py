@@ -13,7 +13,7 @@ from saefast.storage import save_into
 from saefast.train.checkpoint import RunFile
 from saefast.train.checkpoint_writer import CheckpointWriter
 from saefast.train.config import TrainConfig
-from saefast.train.finite_weights import NO_RESULT, check_weights
+from saefast.train.finite_state import NO_RESULT, check_moments, check_weights
 from saefast.train.initial import Scales, folded
 from saefast.train.loggers import Logger
 from saefast.train.ranks.division import Division
@@ -130,20 +130,18 @@ class TrainedRun:
         """Write a checkpoint if the run has a folder; see `CheckpointWriter`.
 
         Raises:
-            ValueError: a weight is NaN or infinite; nothing is written.
+            ValueError: a weight or a moment is NaN or infinite; nothing is written.
         """
         if self._run is None or self._checkpoints is None:
             return
         for logger in self._log:
             logger.flush()
         self._checkpoints.wait()
+        before = f" and that of step {self._run.step} is intact" if self._run.step else ""
+        consequence = f"the checkpoint of step {step} is not written{before}"
         for trainer in self.trainers:
-            check_weights(
-                trainer.label,
-                trainer.step.sae.state_dict(),
-                f"the checkpoint of step {step} is not written and that of step {self._run.step} "
-                f"is intact",
-            )
+            check_weights(trainer.label, trainer.step.sae.state_dict(), consequence)
+        self._check_moments(consequence)
         self._checkpoints.save(step, {t.label: t.state_dict() for t in self.trainers})
 
     def finish(self, step: int, keep_training: bool) -> None:
@@ -187,6 +185,8 @@ class TrainedRun:
         """
         if self._run is not None and self._division.ranks.size > 1:
             return StoredSAEs(self._run.out / label for label in self._run.labels)
+        if self._run is None:  # else a checkpoint was written
+            self._check_moments(NO_RESULT)
         some = self.trainers[0].step.sae
         saes = []
         for config, trainer, owner in self._all:
@@ -202,6 +202,10 @@ class TrainedRun:
         sae.firing_rate = trainer.firing_rate.to(sae.W_dec.dtype)
         check_weights(trainer.label, sae.state_dict(), NO_RESULT)
         return sae
+
+    def _check_moments(self, consequence: str) -> None:
+        for trainer in self.trainers:
+            check_moments(trainer.label, trainer.step.adam.moments, consequence)
 
     def _send(self, sae: SAE, owner: int) -> None:
         """Copy the weights of an SAE from its owner to all ranks."""

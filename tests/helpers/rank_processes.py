@@ -74,9 +74,9 @@ def _fill_disk(trainer: SeedTrainer) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
 
-def _spoil(name: str) -> Callable[[SeedTrainer], None]:
+def _spoil(name: str, value: float = torch.nan) -> Callable[[SeedTrainer], None]:
     def spoil(trainer: SeedTrainer) -> None:
-        getattr(trainer.step.sae, name).data[3] = torch.nan
+        trainer.step.state_dict()[name][3] = value
 
     return spoil
 
@@ -90,6 +90,7 @@ FAULTS: dict[str, Callable[[SeedTrainer], None]] = {
     "NaN in W_enc": _spoil("W_enc"),
     "NaN in W_dec": _spoil("W_dec"),
     "NaN in b_dec": _spoil("b_dec"),
+    "infinity in a moment": _spoil("W_dec.second", torch.inf),
 }
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from saefast.disk.streamed_tensors import Pieces, write_pieces
 from saefast.sae import SAE
 from saefast.storage import save_into
-from saefast.train.finite_weights import NO_RESULT, check_weights
+from saefast.train.finite_state import NO_RESULT, check_weights
 from saefast.train.initial import Scales, folded
 from saefast.train.ranks.share import Share, shallow_copy
 

@@ -44,6 +44,11 @@ REFUSED = "the checkpoint of step 8 is not written and that of step 7 is intact,
         (4, Fault("NaN in W_enc", 2, after=True), f"since rank 2 failed: {REFUSED}W_enc of"),
         (2, Fault("NaN in W_dec", 0, after=True), f"saefast: {REFUSED}W_dec of seed-0"),
         (4, Fault("NaN in b_dec", EVERY, after=True), f"saefast: {REFUSED}b_dec of seed-0"),
+        (
+            2,
+            Fault("infinity in a moment", 1, after=True),
+            f"rank 1 failed: {REFUSED}the second moment of W_dec of seed-0",
+        ),
     ],
     ids=lambda value: value.what + " after" * value.after if isinstance(value, Fault) else None,
 )

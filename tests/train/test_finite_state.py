@@ -1,5 +1,6 @@
-"""Weights that are NaN or infinite are not written, by one process or several."""
+"""Weights and moments that are NaN or infinite are not written, by one process or several."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,18 @@ import torch
 from helpers.training_runs import ROWS, checkpoint_of, config, results_of, train
 from torch import Tensor
 
+from saefast import Rules, TrainConfig
 from saefast.activations import TensorActivations
-from saefast.train.finite_weights import check_weights
+from saefast.train.finite_state import check_weights
 from saefast.train.ranks import Simulated
 from saefast.train.seed_trainer import SeedTrainer
 
 
 class Spoiled:
-    """Trainings in which a weight gets a value after a step.
+    """Trainings in which a weight or a moment gets a value after a step.
 
     Args:
-        name: name of the weight.
+        name: name of its tensor in the state of a step.
         value: the value of one of its entries.
         step: number of the step, from 0.
         rank: rank whose share is spoiled, of several.
@@ -36,8 +38,8 @@ class Spoiled:
             real(trainer, number, batch)
             share = trainer.step.share
             if number == self.step and (share is None or share.ranks.rank == self.rank):
-                weight: Tensor = getattr(trainer.step.sae, self.name).data
-                weight.view(-1)[-1] = self.value
+                values: Tensor = trainer.step.state_dict()[self.name]
+                values.view(-1)[-1] = self.value
 
         self._patch.setattr(SeedTrainer, "train", spoiling)
         return self
@@ -55,6 +57,7 @@ WEIGHTS = [
     ("jumprelu", "jump_threshold", -math.inf),
     ("gated", "r_mag", math.inf),
 ]
+MOMENTS = [("topk", "W_enc", "second"), ("topk", "b_dec", "first"), ("gated", "r_mag", "second")]
 RESUMED = {"checkpoint_minutes": 0.0, "resume": True}
 
 
@@ -75,9 +78,50 @@ def test_a_checkpoint_with_such_weights_is_refused(
     assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
 
 
+@pytest.mark.parametrize(("variant", "name", "which"), MOMENTS)
+def test_a_checkpoint_with_such_moments_is_refused(
+    variant: str, name: str, which: str, tmp_path: Path
+) -> None:
+    """All weights are finite after the step that makes them so."""
+    configuration = config(variant=variant, tokens=128 * 8, k_start=None)
+    train(configuration, out=tmp_path / "alone")
+    message = (
+        f"the checkpoint of step 6 is not written and that of step 5 is intact, since the {which} "
+        f"moment of {name} of seed-0 is NaN or infinite; activation_scaling or "
+        r"Rules\(clip=...\) may help"
+    )
+    with Spoiled(f"{name}.{which}", math.inf, 5), pytest.raises(ValueError, match=f"^{message}$"):
+        train(configuration, out=tmp_path / "run", checkpoint_minutes=0.0)
+    assert checkpoint_of(tmp_path / "run") == 5
+    train(configuration, out=tmp_path / "run", **RESUMED)
+    assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("folder", [True, False], ids=["folder", "no folder"])
+def test_gradients_whose_squares_overflow_are_refused(
+    folder: bool, size: int, tmp_path: Path
+) -> None:
+    """The loss and all weights stay finite, but the weights do not change any more."""
+    large, out = TensorActivations(1e12 * ROWS), tmp_path / "run" if folder else None
+    without = config(latents=300, tokens=128 * 4, activation_scaling="none", rules=Rules())
+    first = "checkpoint of step 1 is not written" if folder else "training ends without a result"
+    message = f"^the {first}, since the second moment of .* of seed-0 is NaN or infinite"
+
+    def run(configuration: TrainConfig) -> None:
+        arguments = {"rows": large, "out": out, "checkpoint_minutes": 0.0}
+        Simulated(size).run(lambda ranks: len(train(configuration, ranks=ranks, **arguments)))
+
+    with pytest.raises(ValueError, match=message):
+        run(without)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    out = tmp_path / "clipped" if folder else None
+    run(dataclasses.replace(without, rules=Rules(clip=1.0)))
+
+
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("name", ["W_enc", "W_dec"])
-def test_a_rank_with_such_weights_ends_all(name: str, size: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["W_enc", "W_dec", "W_enc.second", "W_dec.second"])
+def test_a_rank_with_such_values_ends_all(name: str, size: int, tmp_path: Path) -> None:
     configuration = config(latents=300, tokens=128 * 4)
     train(configuration, out=tmp_path / "alone")
 
@@ -86,7 +130,10 @@ def test_a_rank_with_such_weights_ends_all(name: str, size: int, tmp_path: Path)
             lambda ranks: len(train(configuration, ranks=ranks, out=tmp_path / "run", **arguments))
         )
 
-    message = f"the checkpoint of step 4 is not written and that of step 3 is intact, since {name}"
+    weight, _, moment = name.partition(".")
+    refused = f"the {moment} moment of {weight}" if moment else weight
+    before = "the checkpoint of step 4 is not written and that of step 3 is intact"
+    message = f"{before}, since {refused} of seed-0 is NaN"
     with Spoiled(name, math.nan, 3, rank=size - 1), pytest.raises(ValueError, match=message):
         run(checkpoint_minutes=0.0)
     assert checkpoint_of(tmp_path / "run") == 3
