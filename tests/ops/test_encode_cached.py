@@ -9,6 +9,8 @@ import pytest
 import torch
 from helpers.tolerance import assert_same_bits
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import saefast
 from saefast import SAE
@@ -135,6 +137,13 @@ def trained_by(optimizer: Callable[..., torch.optim.Optimizer], **options: objec
     return train
 
 
+def one_row_by_fused_adam(sae: SAE) -> None:
+    stepper = torch.optim.Adam([sae.W_enc], lr=5.0, fused=True)
+    sae.W_enc.grad = torch.zeros_like(sae.W_enc)
+    sae.W_enc.grad[7] = 1.0
+    stepper.step()
+
+
 CHANGES: dict[str, Callable[[SAE], object]] = {
     "in place": lambda sae: sae.W_enc.detach().mul_(-1),
     "one row": one_row,
@@ -147,6 +156,7 @@ CHANGES: dict[str, Callable[[SAE], object]] = {
     "Adam": trained_by(torch.optim.Adam),
     "Adam, foreach": trained_by(torch.optim.Adam, foreach=True),
     "Adam, fused": trained_by(torch.optim.Adam, fused=True),
+    "Adam, fused, one row": one_row_by_fused_adam,
     "FusedStep": lambda sae: saefast.FusedStep(sae, lr=0.5)(rows(20)),
     "another dtype": lambda sae: sae.double(),
     "forgotten": lambda sae: sae.forget(),
@@ -244,3 +254,39 @@ def test_bad_rows_raise() -> None:
         sae.W_enc[1, 2] = torch.inf
     with pytest.raises(ValueError, match="weight must be finite"):
         sae.encode(rows())
+
+
+def test_steps_of_other_parameters_keep_the_packed_weight(packings: list[Tensor]) -> None:
+    sae, other = make(), torch.nn.Parameter(torch.ones(3))
+    sae.encode(rows())
+    other.grad = torch.ones(3)
+    torch.optim.Adam([other], fused=True).step()
+    sae.encode(rows())
+    assert len(packings) == 1
+
+
+def test_a_traced_sae_encodes_other_rows() -> None:
+    """The encode is in the graph; a call of the kernel would leave the code of the example."""
+    sae, x = make().requires_grad_(False), rows(4)
+    traced = make_fx(sae)(x)
+    assert torch.equal(traced(-x), sae(-x))
+
+
+def test_vmap_of_an_sae() -> None:
+    sae = make().requires_grad_(False)
+    x = rows(3)
+    each = torch.func.vmap(lambda row: sae(row[None])[0])(x)
+    torch.testing.assert_close(each, sae(x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("variant", ["topk", "relu"])
+def test_forward_mode_is_refused(variant: str) -> None:
+    """Custom ops drop tangents: the derivative would be missing without an error."""
+    sae, x = make(variant).requires_grad_(False), rows()
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(sae, (x,), (x,))
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        sae.encode(forward_ad.make_dual(x, x))
+    with forward_ad.dual_level():
+        assert torch.equal(sae.encode(x).values, sae.encode(x.clone()).values)
