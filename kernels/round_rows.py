@@ -161,7 +161,7 @@ def round_rows(
         source: [rows, d] rows to round.
         scale: [rows] factors of the rows, if SCALED.
         multipliers: [rows] float32 output if HALF is "own"; [1] input if HALF is "shared".
-        rounded: [rows, padded] output, with zeros behind column d.
+        rounded: [rows, padded] output, with zeros from column d on.
         norm: [rows] float32 output.
         lost: [rows] float32 output.
         d: width of `source`.

@@ -44,7 +44,7 @@ class Examined(NamedTuple):
 
 
 def verify(path: str | Path, *, progress: bool = False) -> list[Damage]:
-    """Find out which files are damaged, by the checksums that are saved with them.
+    """Find damaged files by the checksums that are saved with them.
 
     Every file is read once, shards of stores twice. Files of other libraries, which have no
     checksums, are checked for their structure. Nothing is unpickled.

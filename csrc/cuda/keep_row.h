@@ -139,7 +139,7 @@ class RowKeeper {
   // Returns the position in a sweep of the first of a lane's four columns.
   SAEFAST_DEVICE int32_t offset_of(int32_t v) const { return 4 * (v * Team::SIZE + team_.lane()); }
 
-  // Returns upper bounds of the scores of four columns, -infinity behind the last column.
+  // Returns upper bounds of the scores of four columns, -infinity beyond the last column.
   SAEFAST_DEVICE Four most_of(int32_t column) const {
     const int32_t left = all_.columns - column;
     Four most = four_at(scores_ + column, left, -INFINITY);

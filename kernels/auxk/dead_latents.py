@@ -44,9 +44,9 @@ def list_dead(
     BLOCK: tl.constexpr,
     LANES: tl.constexpr,
 ):
-    """List the dead latents of one block behind those of the previous blocks.
+    """List the dead latents of one block after those of the previous blocks.
 
-    Places of the list without a dead latent get m; each program fills those in its own range.
+    Entries of the list without a dead latent get m; each program fills those in its own range.
 
     Args:
         idle: [m] int64, tokens since each latent fired.

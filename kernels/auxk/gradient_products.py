@@ -167,7 +167,7 @@ def weight_gradients(
 ):
     """Compute the loss and its gradients for the rows and biases of the dead latents.
 
-    Rows behind the dead latents are not written.
+    Rows beyond the dead latents are not written.
 
     Args:
         input_parts: [PARTS, padded_rows, width].

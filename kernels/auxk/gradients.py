@@ -62,7 +62,7 @@ def tiling_for(tensor: Tensor, parts: int) -> Tiling:
 
 
 class Gradients(NamedTuple):
-    """The auxiliary loss and its gradients; rows behind the dead latents are uninitialised."""
+    """The auxiliary loss and its gradients; rows beyond the dead latents are uninitialised."""
 
     loss: Tensor
     """[] value of the loss"""

@@ -177,7 +177,7 @@ def keep_largest_of_row(
         kept: [PARTS, padded_rows, places] output, see `keep_largest`.
         count: [1] int32, number of scores per row.
         largest: [kinds, programs], see `bounds`.
-        rows: number of rows; zeros are stored for those behind.
+        rows: number of rows; zeros are stored for those beyond.
         padded_rows: rows of whole tiles.
         places: row stride, whole tiles.
         k: number of scores to keep.
@@ -268,7 +268,7 @@ def keep_largest(
 
     Returns:
         [parts, rows, places], with zeros in place of all other scores in the tiles of the first
-        `count` columns. Columns behind these tiles are not written.
+        `count` columns. Columns beyond these tiles are not written.
     """
     rows, places = scores.shape
     kept = empty_parts(parts, rows, places, scores)

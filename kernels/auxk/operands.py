@@ -54,7 +54,7 @@ def split_row(
         parts: [PARTS, ., width] output.
         plane: elements between consecutive parts.
         row: int64, row of the output.
-        width: width of the output; zeros are stored behind column d.
+        width: width of the output; zeros are stored from column d on.
         multiplier: see `store_parts`.
         PARTS: 1 or 2.
         BLOCK: elements per iteration.

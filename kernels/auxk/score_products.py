@@ -48,7 +48,7 @@ def score_dead(
         count: [1] int32, number of dead latents.
         largest: [kinds, programs], see `bounds`.
         programs: number of columns of `largest`.
-        scores: [padded_rows, places] float32 output; columns of tiles behind the dead latents are
+        scores: [padded_rows, places] float32 output; columns of tiles beyond the dead latents are
             not written.
         score_maxima: [programs] float32 output, the largest score that each program has seen.
         padded_rows: number of tokens in whole tiles.

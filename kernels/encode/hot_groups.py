@@ -103,7 +103,7 @@ def hot_groups(
     if MULTIPLIED:
         multiplier = tl.load(row_multiplier + row, row < rows, other=1.0)
         products *= inverse_of(multiplier * tl.load(column_multiplier))[:, None]
-    # Masked latents and columns behind the last have a shift of -infinity.
+    # Masked latents and columns beyond the last have a shift of -infinity.
     bias = tl.load(shift + first + column, column < columns, other=float("-inf"))
     products = tl.reshape(products + bias[None, :], (BLOCK_ROWS, BLOCK_COLUMNS // GROUP, GROUP))
     largest = tl.max(products, axis=2)

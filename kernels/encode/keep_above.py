@@ -36,7 +36,7 @@ def settle(
     Args:
         list_at: address of the row's list.
         held: number of keys of exact scores.
-        waiting: number of columns behind them.
+        waiting: number of columns after them.
         row: int64, the row.
         x: [n, d] rows.
         weight: [m, d] rows.

@@ -49,7 +49,7 @@ class Screening:
     """whether upper bounds of scores are compared with the floor, instead of the products
     themselves"""
     first: int
-    """least number of columns in the first phase, after which the floor has risen enough to be
+    """minimum number of columns in the first phase, after which the floor has risen enough to be
     useful"""
     keep: Callable[[Screened], None]
     """function that receives the scores of each range of columns, in ascending order"""

@@ -26,7 +26,7 @@ class Pieces(NamedTuple):
     def read(self, path: Path, offset: int, memory: memoryview) -> None:
         """Fill `memory` from byte `offset` of the file on, all of which belong to the tensor.
 
-        Of pieces that are needed in part, the rest is read as well.
+        Pieces that are needed in part are read whole.
         """
         read_exactly(path, offset, memory)
         first, end = offset - self.begin, offset - self.begin + len(memory)

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if debug:
             raise
-        # Of several processes the others leave their reason to the first one that is there.
+        # Of several processes, only the first that still runs prints the reason.
         if error.first if isinstance(error, RankFailure) else is_first():
             print(f"saefast: {_line(error)}", file=sys.stderr)
         return 1

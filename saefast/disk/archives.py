@@ -19,7 +19,7 @@ class Archive(NamedTuple):
 
 
 def may_allocate(path: Path, archive: Archive | None) -> bool:
-    """Return whether the pickle of a file may allocate memory of any size, which tensors never do.
+    """Return whether the pickle of a file may allocate unlimited memory, which tensors never do.
 
     torch.load allows `bytearray`, whose argument is its length.
 

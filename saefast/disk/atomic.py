@@ -157,7 +157,7 @@ def _replace(path: Path, part: Path, write: Callable[[Path], object]) -> None:
     with explained(path):
         try:
             for place in (part.parent, part):
-                # A link in a folder of others, whose target would be overwritten.
+                # A link in a folder of another user, whose target would be overwritten.
                 if place.name.endswith(PART) and place.is_symlink():
                     place.unlink()
             write(part)

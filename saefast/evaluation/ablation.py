@@ -38,7 +38,7 @@ class GroupFunction:
     control: str
     """"" for the group itself; "size" or "mass" for a random set of the same size or mass"""
     draw: int
-    """number of the random set"""
+    """index of the random set"""
     features: int
     """number of features in this set"""
     mass: float

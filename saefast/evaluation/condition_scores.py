@@ -43,7 +43,7 @@ def scores_by_condition(
         measure: name of the measure.
         values: by condition, [seeds, tasks].
         tasks: name of each task.
-        group: group of latents behind the values.
+        group: group of latents that the values are of.
         floor: value without information, one or [tasks].
         ceiling: upper bound or best attainable value, one or [tasks].
         rivals: conditions of which the best becomes the rival of every other.

@@ -36,7 +36,7 @@ BASELINES = ("frozen_decoder", "soft_frozen")
 _FAR = 100.0
 """Distance of the origin of coordinates from the mean activation, in standard deviations"""
 _TETHER = 0.8
-"""Least cosine of a soft-frozen decoder row to its first direction, as in arXiv:2602.14111"""
+"""Minimum cosine of a soft-frozen decoder row to its first direction, as in arXiv:2602.14111"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,8 +107,8 @@ def contribution_r2(
         activations: any source that `train_saes` accepts: a tensor [n, d], a path, a store.
         stability: result of `score_stability` for them; adds the groups "stable" and "unstable".
         groups: further groups, for each SAE {name: [m] bool}.
-        stable: least stability score of a stable feature.
-        unstable: largest stability score of an unstable feature.
+        stable: minimum stability score of a stable feature.
+        unstable: maximum stability score of an unstable feature.
         mass: for each SAE its `FeatureStatistics.mass`, [m]. If given, random groups have the
             activation mass of the group that they are compared with; otherwise they have as many
             features. A few very active features contribute more than as many others, so pass it

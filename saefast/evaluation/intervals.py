@@ -119,7 +119,7 @@ def interval_of_equal_items(value: float, n: int, lowest: float, highest: float)
     Args:
         value: value of each item.
         n: number of items.
-        lowest: least possible value of an item; NaN: unbounded, the interval has no lower end.
+        lowest: smallest possible value of an item; NaN: unbounded, the interval has no lower end.
         highest: largest possible value of an item, or NaN.
     """
     missed = 1 - _TAIL ** (1 / n)

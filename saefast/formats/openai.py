@@ -23,7 +23,7 @@ def recognises(found: SourceFile) -> bool:
 
 
 def read(found: SourceFile) -> SAEWeights:
-    """Read a ReLU or TopK SAE; rows of TopK are normalised, although the file does not say so."""
+    """Read a ReLU or TopK SAE; rows of TopK are normalised, which the file does not state."""
     w_enc = found.take("encoder.weight", None, None)
     m, d = w_enc.shape
     tied = found.has(_TIED)

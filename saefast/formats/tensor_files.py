@@ -215,7 +215,7 @@ def write_torch(path: Path, contents: Mapping[str, Any]) -> None:
     }
 
     def write(part: Path) -> None:
-        # torch's own writer would not tell why a write has failed.
+        # torch's own writer would not state why a write has failed.
         with part.open("wb") as file:
             try:
                 torch.save(own, file)

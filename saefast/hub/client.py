@@ -7,11 +7,11 @@ from importlib.metadata import version
 from typing import Any
 
 MAIN = "main"
-"""Branch that is meant if no revision is given."""
+"""Default branch, used if no revision is given."""
 
 
 class Unreachable(ConnectionError):
-    """The hub cannot be asked; the message is the reason, without a remedy."""
+    """The hub cannot be reached; the message is the reason, without a remedy."""
 
 
 def hub_client(name: str) -> Any:

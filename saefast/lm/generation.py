@@ -37,7 +37,7 @@ class Reading(NamedTuple):
     """Texts read by the unedited model."""
 
     sequences: Tensor
-    """[b] int64, numbers of the texts"""
+    """[b] int64, indices of the texts"""
     loss: Tensor
     """[b, tokens] loss of each token, in nats"""
     activations: Tensor
@@ -153,7 +153,7 @@ class Opening:
 
         Args:
             tokens: [sequences, length] int64 that follow the prompt.
-            activations: result of `sample` for them, so that only the layers behind the site run;
+            activations: result of `sample` for them, so that only the layers after the site run;
                 None: all layers run.
 
         Yields:
@@ -196,7 +196,7 @@ class Opening:
         return logits_and_cache(self.model, before, torch.tensor([before.shape[1] - 1]))[1]
 
     def _behind_site(self) -> Suffix | None:
-        """Return the layers after the site; None if the site is no whole layer."""
+        """Return the layers after the site; None if the site is not a whole layer."""
         if self.memory is None or self.site.module not in self.site.layers:
             return None
         rest, last = Suffix(self.model, self.site), len(self.prompt) - 1

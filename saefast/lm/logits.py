@@ -57,7 +57,7 @@ def for_contexts(cache: Any, contexts: Tensor) -> Any:
 
 
 def shared_length(texts: Sequence[Sequence[int]]) -> int:
-    """Return how many tokens all texts begin with; at least one token of each is left.
+    """Return the length of the common prefix of all texts, which leaves at least one token of each.
 
     Args:
         texts: tokens of each text; none is empty.

@@ -34,7 +34,7 @@ class Marginal(NamedTuple):
     """Effects of leaving out single features, with standard errors over contexts."""
 
     features: Tensor
-    """[f] int64, numbers of the features"""
+    """[f] int64, indices of the features"""
     ce: Tensor
     """[f] float64, increase of the cross entropy in nats per token"""
     ce_error: Tensor

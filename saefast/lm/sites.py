@@ -132,7 +132,7 @@ def layer_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
 class _Enough(BaseException):
     """Raised when all outputs are captured.
 
-    No Exception, so that no handler takes it for a failure.
+    Not an Exception, so that no handler treats it as a failure.
     """
 
 

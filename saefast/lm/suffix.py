@@ -66,7 +66,7 @@ class Suffix:
     def logits(self, activations: Tensor, contexts: Tensor | None = None) -> Tensor:
         """Return the logits [n, length or p, vocabulary] for other activations at the site.
 
-        `contexts` [n] are the numbers of the contexts to run, in this order; None: all. Their
+        `contexts` [n] are the indices of the contexts to run, in this order; None: all. Their
         activations are `activations` [n, length, d].
         """
         every = torch.arange(len(self._ids)) if contexts is None else contexts
@@ -87,8 +87,8 @@ class Suffix:
         """Return the logits [n, length, vocabulary] of other tokens from position `first` on.
 
         `begin` was given one context, whose tokens before `first` all continuations share, and
-        `keeps_keys` or a `first` of 0. The site is a whole layer, so that the activations are all
-        that the layers behind it see.
+        `keeps_keys` or a `first` of 0. The site is a whole layer, so that the activations are the
+        whole input of the layers after it.
 
         Args:
             ids: [n, length] int64.

@@ -85,8 +85,8 @@ def stored_pairs(
 
     Args:
         folder: folder of the results.
-        sides: compared rows of the dictionaries of the pairs, by the number of the dictionary.
-        pairs: numbers of both dictionaries of each pair.
+        sides: compared rows of the dictionaries of the pairs, by the index of the dictionary.
+        pairs: indices of both dictionaries of each pair.
         how: options.
         report: function that is called with the work done since the last call, as in `work_of`.
 

@@ -35,7 +35,7 @@ def write_pair(file: Path, both: Both, names: tuple[int, int], about: dict[str, 
     Args:
         file: path of the Parquet file.
         both: matches in both directions.
-        names: numbers of the two dictionaries.
+        names: indices of the two dictionaries.
         about: options and checksums that determine the result.
     """
     sizes = [len(matches.partner) for matches in both]

@@ -93,8 +93,9 @@ def largest_of_batch(
     """Compute `batch_topk` by two encodes of the batch.
 
     Args:
-        above: encode of the latents above a threshold [], at most so many of each row.
-        largest: values [n, number] of the so many largest scores of each row, or of all latents.
+        above: encode of the latents above a threshold [], at most a given number of each row.
+        largest: values [n, number] of the given number of largest scores of each row, or of all
+            latents.
         rows: number of rows.
         k: average number of latents to keep per row.
         guess: [] or None, as in `batch_topk`.

@@ -109,4 +109,4 @@ class AbsorbSettings:
     """Settings of absorption."""
 
     words: int | None = None
-    """largest number of words; None: the budget's"""
+    """maximum number of words; None: the budget's"""

@@ -139,15 +139,15 @@ class StabilitySettings:
     """Settings of the rule by which a feature recurs in another SAE."""
 
     threshold: float | Literal["null"] = 0.7
-    """least cosine of a match; "null": the one that one in a thousand random directions reaches"""
+    """minimum cosine of a match; "null": the cosine that 1 in 1000 random directions reaches"""
     match: str = "nearest"
     """kind of match: nearest, mutual or one_to_one"""
     side: str = "decoder"
     """rows that are compared: decoder, encoder or both"""
     stable: float = 0.8
-    """least stability score of a stable feature"""
+    """minimum stability score of a stable feature"""
     unstable: float = 0.2
-    """largest stability score of an unstable feature"""
+    """maximum stability score of an unstable feature"""
     least_rate: float = 0.0
     """share of rows below which a feature counts as dead"""
 

@@ -75,6 +75,6 @@ def _data_of(run: Path) -> RunData:
     data = RunData(run)
     if not (data.facts or data.features or data.stability):
         raise FileNotFoundError(
-            f"{run} holds no run: neither run.json nor features.parquet; saefast run makes one"
+            f"{run} holds no run: neither run.json nor features.parquet; saefast run creates one"
         )
     return data

@@ -92,7 +92,7 @@ def facts(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def named(svg: str, title: str, alt: str) -> str:
-    """Return an SVG element with a title and alternative text for readers of screens."""
+    """Return an SVG element with a title and alternative text for screen readers."""
     label = escape(f"{title}. {alt}", quote=True)
     return svg.replace("<svg ", f'<svg aria-label="{label}" ', 1)
 

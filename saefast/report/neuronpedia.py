@@ -53,7 +53,7 @@ def dashboard_feature(
     """Return a feature as sae_dashboard writes it.
 
     Args:
-        latent: number of the feature.
+        latent: index of the feature.
         row: [d] its row of W_dec.
         logits: [vocabulary] logits of the row.
         strings_of: function that returns the texts of tokens.

@@ -49,7 +49,7 @@ TableRows = list[dict[str, Any]]
 
 @contextmanager
 def named_in_errors(folder: Path) -> Iterator[None]:
-    """Name a folder in errors that its files cause which are damaged or do not fit together.
+    """Name a folder in errors caused by files that are damaged or do not fit together.
 
     Args:
         folder: folder of a run or sweep.

@@ -26,7 +26,7 @@ class Clusters:
     """
 
     label: tuple[Tensor, ...]
-    """[m] int64 for each dictionary, number of the cluster of each feature; -1 if it is dead"""
+    """[m] int64 for each dictionary, index of the cluster of each feature; -1 if it is dead"""
     features: Tensor
     """[c] int64, number of features in each cluster; clusters are ordered by descending number of
     dictionaries, then of features"""

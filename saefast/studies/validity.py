@@ -255,7 +255,7 @@ def _firing(drawn: Drawn, m: int) -> Tensor:
 
 
 def _families(world: World, fires: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Return rows with at most one firing root, the numbers of these roots, and their count.
+    """Return rows with at most one firing root, the indices of these roots, and their count.
 
     The number is -1 where no root fires.
     """

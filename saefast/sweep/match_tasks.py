@@ -18,7 +18,7 @@ _TILES_OF_WORKER = 4
 """Minimum number of tiles for each worker, unless there are too few pairs"""
 
 PairNumbers = tuple[int, int]
-"""Numbers of the two dictionaries of a pair, the smaller one first"""
+"""Indices of the two dictionaries of a pair, the smaller one first"""
 
 
 @dataclass(frozen=True)

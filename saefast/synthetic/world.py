@@ -49,7 +49,7 @@ class Drawn(NamedTuple):
     values: Tensor
     """[n, width], strengths of the features that fire, padded with zeros"""
     indices: Tensor
-    """[n, width] int64, numbers of these features, in no particular order"""
+    """[n, width] int64, indices of these features, in no particular order"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def dead_latents(idle: Tensor, settings: AuxK) -> DeadLatents:
     `idle` [m] is the number of tokens since each latent fired. On a GPU the host does not wait.
 
     Returns:
-        Numbers of the dead latents [c], and how many there are.
+        Indices of the dead latents [c], and their number.
     """
     m = idle.shape[0]
     capacity = min(m, settings.capacity or max(m // 8, 1))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class AuxProducts(Protocol):
-    """Products of the auxiliary loss on a CPU that depend on who has which rows and columns."""
+    """Products of the auxiliary loss on a CPU that depend on the rows and columns of each rank."""
 
     width: int
     """columns of the decoder"""

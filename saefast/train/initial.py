@@ -96,7 +96,7 @@ def begin(
 
 
 def _zeros(config: TrainConfig, d: int, d_out: int | None, share: Share | None) -> SAE:
-    """Return an SAE whose directions are zero, or a share of it."""
+    """Return an SAE whose directions are zero, or a share of one."""
     with torch.device("meta"):  # avoids drawing random directions
         sae = SAE(
             d,

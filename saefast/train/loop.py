@@ -39,7 +39,7 @@ _AHEAD = 4
 """Number of batches that are read and transferred to the device ahead of the training."""
 
 _WORTH_THREADS = 2e8
-"""Least number of multiplications and additions of a batch's encode for which torch uses several
+"""Minimum number of multiplications and additions of a batch's encode for which torch uses several
 threads: with fewer, synchronisation costs more than it saves (measured: half of the time of a step
 of 5e7)."""
 

@@ -25,7 +25,7 @@ LEAST_F1 = 0.6
 LEAST_RISE = 0.03
 """Rise of the F1 score above which one more latent becomes a main latent"""
 MOST_MAIN = 10
-"""Largest number of main latents of a class"""
+"""Maximum number of main latents of a class"""
 _TRAIN_SHARE = 0.8
 
 
@@ -38,16 +38,16 @@ class Split:
     positive: Tensor
     """[n, classes] bool, one-hot classes"""
     train: Tensor
-    """[t] int64 places of the training rows"""
+    """[t] int64 indices of the training rows"""
     test: Tensor
-    """[u] int64 places of the held-out rows"""
+    """[u] int64 indices of the held-out rows"""
     probes: RowProbes
     f1: Tensor
     """[classes] float64 F1 scores of the probes on the held-out words"""
     recognised: Tensor
     """[c] int64 classes that the probes identify"""
     places: tuple[Tensor, ...]
-    """for each of those, [w] int64 places of the held-out words that its probe finds"""
+    """for each of those, [w] int64 indices of the held-out words that its probe finds"""
     mean: Tensor
     """[d] mean of the training rows"""
     scale: float

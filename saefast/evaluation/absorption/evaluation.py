@@ -73,12 +73,12 @@ def absorb(
             reported.
         mass: for each SAE the activation mass of its latents, [m], for the comparison of groups
             with random latents of equal mass.
-        words: largest number of words, drawn at random; None: all.
+        words: maximum number of words, drawn at random; None: all.
         examples: number of solved examples before each word.
         template: template of an example with {word} and {label}, such as "{word} has the first
             letter: {label}"; the text before {word} precedes every word. None: the task's default.
-        least_classes: least number of classes that probes must identify for a result; None: 20 for
-            "first letter", 1 for other tasks.
+        least_classes: minimum number of classes that probes must identify for a result; None: 20
+            for "first letter", 1 for other tasks.
         repeats: number of splits of the words; the first gives the scores, all give the noise.
         seed: seed of words, examples, splits and probes.
         progress: show a progress bar on stderr.
@@ -154,7 +154,7 @@ def absorb_rows(
         conditions: rivals and baselines to evaluate in the same way.
         groups: for each SAE its groups {name: [m] bool}.
         mass: for each SAE the activation mass of its latents, [m].
-        least_classes: least number of classes that probes must identify for a result.
+        least_classes: minimum number of classes that probes must identify for a result.
         repeats: number of splits; the first gives the scores, all give the noise.
         seed: seed of splits and probes.
         progress: show a progress bar on stderr.

@@ -116,7 +116,7 @@ def prefix_of(
         seed: seed of the choice of examples.
 
     Returns:
-        [length] int64 tokens, and [used] int64 places of the examples among the words.
+        [length] int64 tokens, and [used] int64 indices of the examples among the words.
     """
     if template is None:
         template = _TEMPLATES.get(str(task), _TEMPLATE)

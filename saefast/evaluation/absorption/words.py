@@ -13,13 +13,13 @@ from saefast.types import SparseCode, brief
 SILENT = 1e-8
 """Activation below which a latent does not fire"""
 ALIGNED = 0.025
-"""Least cosine of a latent and the probe for full absorption"""
+"""Minimum cosine of a latent and the probe for full absorption"""
 ABSORBING = 0.1
-"""Least cosine of a latent and the probe for partial absorption"""
+"""Minimum cosine of a latent and the probe for partial absorption"""
 SHARE = 0.4
-"""Least share of the probe's reading that absorbing latents contribute"""
+"""Minimum share of the probe's reading that absorbing latents contribute"""
 ABSORBERS = 3
-"""Largest number of latents that count as absorbing one word"""
+"""Maximum number of latents that count as absorbing one word"""
 
 
 class AbsorbedWords(NamedTuple):

@@ -17,7 +17,7 @@ STEP_SIZE = 1e-3
 EPOCHS = 2
 
 Replaced = Callable[[Tensor, Tensor, float], Tensor]
-"""Function of the numbers of base and source prompts, [n] each, and the temperature.
+"""Function of the indices of base and source prompts, [n] each, and the temperature.
 
 It returns the activations [n, d] that replace those of the base.
 """

@@ -105,7 +105,7 @@ def edit(
             random groups of equal mass.
         pairs: number of cause pairs and of isolation pairs for training, and for the test; half as
             many for the choice of n and for held-out templates.
-        least: least number of entities for which the model must know two attributes; attributes
+        least: minimum number of entities for which the model must know two attributes; attributes
             with fewer have no scores.
         repeats: number of repetitions with other splits and pairs, whose spread is the noise; 1:
             the noise is estimated by resampling the test entities, which leaves out the noise of

@@ -18,7 +18,7 @@ class Prompt(NamedTuple):
 
     ids: list[int]
     position: int
-    """place of the entity's last token"""
+    """position of the entity's last token"""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Answers:
     """for each entity, the tokens of its value and aliases"""
 
     def best(self, logits: Tensor) -> Tensor:
-        """Return the place in `tokens` of the most likely answer [n], by logits [n, vocabulary]."""
+        """Return the index in `tokens` of the most likely answer [n], by logits [n, vocabulary]."""
         return logits[:, self.tokens.to(logits.device)].argmax(1).cpu()
 
 
@@ -78,7 +78,7 @@ def answers(tokenizer: Any, facts: Facts, attribute: str, template: str) -> Answ
 def batches(
     sizes: Sequence[int] | Sequence[tuple[int, int]], batch_size: int
 ) -> Iterator[list[int]]:
-    """Yield batches of the numbers of texts of similar size, the smallest first."""
+    """Yield batches of indices of texts of similar size, the smallest first."""
     order = sorted(range(len(sizes)), key=lambda number: (sizes[number], number))
     for first in range(0, len(order), batch_size):
         yield order[first : first + batch_size]
@@ -101,8 +101,8 @@ def _with_spans(
     """Return the tokens of a text, and the characters [start, stop) of each."""
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
-            f"the model's tokenizer must be a fast tokenizer, which states the place of each token "
-            f"in the text, got {type(tokenizer).__name__}; load it with use_fast=True"
+            f"the model's tokenizer must be a fast tokenizer, which states the position of each "
+            f"token in the text, got {type(tokenizer).__name__}; load it with use_fast=True"
         )
     found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     return list(found["input_ids"]), [tuple(span) for span in found["offset_mapping"]]

@@ -16,7 +16,7 @@ from saefast.sae import SAE, code_of
 from saefast.types import SparseCode
 
 Change = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Function from numbers of base and source prompts, [n] each, and activations h [n, d] of the base
+"""Function from indices of base and source prompts, [n] each, and activations h [n, d] of the base
 to the activations [n, d] that replace them"""
 
 
@@ -76,7 +76,7 @@ class Context(NamedTuple):
     place: Tensor
     """[prompts] position of the entity's last token"""
     columns: Tensor
-    """[prompts] place of the prompt's last position among the positions of the logits"""
+    """[prompts] index of the prompt's last position among the positions of the logits"""
     logits: Tensor
     """[prompts, vocabulary] logits after the undisturbed prompts"""
 
@@ -181,7 +181,7 @@ class Interchange:
         pairs: Sequence[Pair],
         changes: Sequence[Change],
     ) -> Iterator[tuple[int, int, int, Tensor]]:
-        """Yield the change, place among the logits, row of `numbers` and logits of each result."""
+        """Yield the change, index among the logits, row of `numbers` and logits of each result."""
         h = context.h[contexts]
         base = torch.tensor([pairs[number].base for number in numbers])
         source = torch.tensor([pairs[number].source for number in numbers])
@@ -221,7 +221,7 @@ class Interchange:
         return _right(base, source if pair.cause else base, logits)
 
     def _contexts(self, pairs: Sequence[Pair]) -> Iterator[tuple[Context, Tensor, list[int]]]:
-        """Yield batches of base prompts, with the context [n] and number of each of their pairs.
+        """Yield batches of base prompts, with the context [n] and index of each of their pairs.
 
         The prompts of a batch have one length, with the entity at one position. Tokens before it
         are run once for each prompt, and no unused token is run or logit computed.
@@ -249,7 +249,7 @@ def _different(rows: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         contexts: [n] context of each row; equal rows of different contexts count as different.
 
     Returns:
-        [u, d] distinct rows; [u] first place of each in `rows`; [n] number of the distinct row
+        [u, d] distinct rows; [u] first index of each in `rows`; [n] index of the distinct row
         that each of `rows` equals.
     """
     seen: dict[tuple[int, bytes], int] = {}

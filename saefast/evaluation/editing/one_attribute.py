@@ -74,7 +74,7 @@ class Unit(NamedTuple):
 
     condition: str
     place: int
-    """place of the SAE in its condition"""
+    """position of the SAE in its condition"""
     swap: Swap
     groups: Mapping[str, Sequence[Tensor]]
     """by name, masks [m]; "NAME:mass" for random draws of equal mass"""

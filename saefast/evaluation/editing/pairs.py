@@ -13,7 +13,7 @@ from saefast.evaluation.editing.knowledge import KnownFacts
 from saefast.nulls.permutations import generator_of
 
 LEAST_ENTITIES = 40
-"""Least number of entities with two known attributes for a score"""
+"""Minimum number of entities with two known attributes for a score"""
 
 TEMPLATES = "held-out templates"
 PARTS = {
@@ -52,13 +52,13 @@ class Pair(NamedTuple):
     """whether the base asks for the edited attribute and the source's value is wanted; otherwise
     it asks for another attribute and its own value is wanted"""
     base: int
-    """number of the base prompt"""
+    """index of the base prompt"""
     source: int
-    """number of the source prompt"""
+    """index of the source prompt"""
 
 
 def prompts_of(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Return the numbers of the base prompts and of the source prompts, [n] each."""
+    """Return the indices of the base prompts and of the source prompts, [n] each."""
     return torch.tensor([pair.base for pair in pairs]), torch.tensor([p.source for p in pairs])
 
 
@@ -87,7 +87,7 @@ class Questions:
         self.listed: list[Question] = []
 
     def number(self, its: KnownFacts, attribute: str, entity: int, template: int) -> int:
-        """Return the number of a prompt in `listed`."""
+        """Return the index of a prompt in `listed`."""
         key = (its.facts.kind, attribute, entity, template)
         if key not in self._numbers:
             text = its.facts.templates[attribute][template]
@@ -120,7 +120,7 @@ def tasks_of(
         its: facts that the model knows.
         questions: collection to which prompts are added.
         pairs: number of cause pairs, and of isolation pairs, of each part.
-        least: least number of entities for which both attributes of a pair are known.
+        least: minimum number of entities for which both attributes of a pair are known.
         seed: seed of splits and draws.
 
     Returns:
@@ -172,7 +172,7 @@ def tasks_of(
 
 
 def _splits(its: KnownFacts, attributes: Sequence[str], seed: int) -> Tensor:
-    """Return the split of each entity as place in `SPLITS`, [entities] int64.
+    """Return the split of each entity as index in `SPLITS`, [entities] int64.
 
     It is -1 for entities with fewer than two known attributes.
     """

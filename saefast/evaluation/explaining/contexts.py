@@ -32,11 +32,11 @@ class TokenText:
     """
 
     token: Integers
-    """[n] number of each row's token in `strings`"""
+    """[n] index of each row's token in `strings`"""
     strings: tuple[str, ...]
     """texts of the distinct tokens, with their blanks"""
     context: Integers
-    """[n] number of each row's context, ascending; no context crosses a document"""
+    """[n] index of each row's context, ascending; no context crosses a document"""
     after_gap: Booleans
     """[n] whether the token before the row is unknown: at the start of a context, or after BOS"""
     explaining: Booleans
@@ -53,7 +53,7 @@ class TokenText:
 
     @cached_property
     def offset(self) -> Integers:
-        """Place of each row in its context, [n]."""
+        """Position of each row in its context, [n]."""
         return np.arange(self.rows) - self.context_starts[self.context]
 
     @cached_property
@@ -63,7 +63,7 @@ class TokenText:
 
     @cached_property
     def window(self) -> Integers:
-        """Number of each row's window, ascending, [n]."""
+        """Index of each row's window, ascending, [n]."""
         begins = (self.offset % self.size == 0).astype(np.int64)
         return np.cumsum(begins) - 1
 
@@ -100,7 +100,7 @@ def token_text(
         store: store written by `saefast.lm.harvest`.
         tokenizer: tokenizer of the harvested model.
         rows: number of rows to read, from the first; None: all.
-        documents: [rows] number of each row's document; None: unknown.
+        documents: [rows] index of each row's document; None: unknown.
         window: number of tokens in a window.
 
     Returns:
@@ -153,8 +153,8 @@ def text_of_sequences(sequences: Sequence[Sequence[int]], tokenizer: Any) -> Tok
     All rows are in the scoring half.
 
     Args:
-        sequences: numbers of tokens; no sequence may be empty.
-        tokenizer: tokenizer of the numbers.
+        sequences: token ids of each text; no sequence may be empty.
+        tokenizer: tokenizer of the ids.
 
     Returns:
         The text, with a context for each sequence.

@@ -75,7 +75,7 @@ def explain(
         groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`.
         mass: for each SAE its `FeatureStatistics.mass`, [m]; None: it is measured here.
         rows: number of rows to read, from the first; None: all.
-        documents: [rows] number of each row's document, see `token_text`.
+        documents: [rows] index of each row's document, see `token_text`.
         window: number of tokens in a window.
         out: folder in which an `EndpointJudge` stores its answers; None: in memory.
         dry_run: return the judge's calls and tokens as notes, without sending requests.

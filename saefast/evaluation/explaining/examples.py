@@ -25,9 +25,9 @@ _MARKED = 10
 _MOST_NEIGHBOURS = 10
 _DECILES = 10
 MOST_WINDOWS = _FIRING + len(SILENT_KINDS) * _SILENT
-"""Largest number of scoring windows of a latent"""
+"""Maximum number of scoring windows of a latent"""
 MOST_MARKED = 2 * _MARKED
-"""Largest number of windows with marks, half of which are wrong"""
+"""Maximum number of windows with marks, half of which are wrong"""
 _EXAMPLES = 0xE8A3  # separates these random numbers from other uses of a seed
 
 
@@ -40,9 +40,9 @@ class ScoringWindows:
     silent: dict[str, tuple[Window, ...]]
     """up to 7 windows of each of `SILENT_KINDS`"""
     right_marks: tuple[Integers, ...]
-    """places of firing tokens in each of up to 10 firing windows"""
+    """positions of firing tokens in each of up to 10 firing windows"""
     wrong_marks: tuple[Integers, ...]
-    """equally many places of silent tokens in the same windows; both are empty where all tokens
+    """equally many positions of silent tokens in the same windows; both are empty where all tokens
     fire"""
 
     __repr__ = brief

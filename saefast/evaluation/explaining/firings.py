@@ -15,7 +15,7 @@ from saefast.sae import SAE, as_saes, code_of
 from saefast.types import brief
 
 MOST_ACTIVE = 128
-"""Largest number of latents that count as firing on a row"""
+"""Maximum number of latents that count as firing on a row"""
 
 _SCRAMBLING = 0x5C2A  # separates these random numbers from other uses of a seed
 
@@ -122,7 +122,7 @@ def firings(
         saes: SAEs on any device; all are encoded in one pass.
         activations: any source that `saefast.activations.open_activations` accepts.
         rows: number of rows to encode, from the first; None: all.
-        most: largest number of latents that count as firing on a row, those with the largest
+        most: maximum number of latents that count as firing on a row, those with the largest
             activations. Dense codes, such as coordinates of the residual stream, have more.
         batch_size: number of rows encoded at once.
         progress: show a progress bar on stderr.

@@ -39,7 +39,7 @@ class Judged:
     """Scores of sampled latents of one SAE."""
 
     latents: Integers
-    """[sampled] numbers of the latents, ascending"""
+    """[sampled] indices of the latents, ascending"""
     explanations: list[Explanation]
     """[sampled] explanation of each latent"""
     values: dict[str, Floats]
@@ -53,7 +53,7 @@ class Judged:
 
 
 class _Asked(NamedTuple):
-    """Questions on one latent: their places in the list of all questions."""
+    """Questions on one latent: their indices in the list of all questions."""
 
     detection: slice
     shuffled: slice
@@ -69,7 +69,7 @@ class Examination:
     """Questions on sampled latents of one SAE.
 
     Args:
-        latents: [sampled] numbers of the latents, ascending.
+        latents: [sampled] indices of the latents, ascending.
         fired: [m] number of rows on which each latent fires.
         examples: source of windows of the SAE's latents.
     """
@@ -85,14 +85,14 @@ class Examination:
     def questions(
         self, explanations: Sequence[Explanation], questions: list[Question]
     ) -> list[_Asked]:
-        """Append questions whether each latent's explanation, and another's, fit its windows.
+        """Append questions on whether each latent's explanation, and another's, fit its windows.
 
         Args:
             explanations: [sampled] explanation of each latent.
             questions: list to append to.
 
         Returns:
-            For each latent the places of its questions.
+            For each latent the indices of its questions.
         """
         others = self._others(explanations)
         return [
@@ -245,13 +245,13 @@ def _ask(
     questions: list[Question],
     generator: np.random.Generator,
 ) -> _Asked:
-    """Append the questions on one latent to a list, in random order, and return their places.
+    """Append the questions on one latent to a list, in random order, and return their indices.
 
     The order is random because a judge may see several windows at once, which must not all be
     firing ones.
 
     Returns:
-        Places of the questions in the list, by kind.
+        Indices of the questions in the list, by kind.
     """
     shown = [(window, "") for window in windows.firing]
     shown += [(window, kind) for kind, each in windows.silent.items() for window in each]

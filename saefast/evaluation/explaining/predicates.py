@@ -55,7 +55,7 @@ class Family:
     value: Integers
     """[pairs] values, paired with the predicates that hold for them, sorted by predicate"""
     predicate: Integers
-    """[pairs] numbers of predicates, ascending"""
+    """[pairs] indices of predicates, ascending"""
     arguments: tuple[str, ...]
     """argument of each predicate"""
 
@@ -70,7 +70,7 @@ class FamilyKind(NamedTuple):
     union: bool = False
     """whether a rule may join several of its predicates"""
     fewest: int = 1
-    """least number of values for which a considered predicate holds"""
+    """minimum number of values for which a considered predicate holds"""
     largest: float = 1.0
     """largest share of the rows on which a considered predicate holds"""
 
@@ -204,7 +204,7 @@ def fold(string: str) -> str:
 
 
 def _folded(strings: Sequence[str]) -> tuple[list[str], Integers]:
-    """Return the distinct folded texts, and the number of each text's own."""
+    """Return the distinct folded texts, and the index of each text's own."""
     names: dict[str, int] = {}
     numbers = [names.setdefault(fold(string), len(names)) for string in strings]
     return list(names), np.array(numbers, dtype=np.int64)

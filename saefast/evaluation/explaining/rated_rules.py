@@ -32,7 +32,7 @@ def rated_rules(
         judge: judge that rates explanations.
         subjects: firings and rules of each SAE.
         text: text of the firings.
-        latents: for each SAE the numbers [f] of the latents.
+        latents: for each SAE the indices [f] of the latents.
         seed: seed of the choice of windows.
 
     Returns:

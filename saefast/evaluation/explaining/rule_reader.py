@@ -8,7 +8,7 @@ from saefast.evaluation.explaining.contexts import Booleans, TokenText
 from saefast.evaluation.explaining.predicates import FAMILIES, Family
 
 MOST_PARTS = 5
-"""Largest number of predicates in a rule"""
+"""Maximum number of predicates in a rule"""
 
 
 class Rule(NamedTuple):

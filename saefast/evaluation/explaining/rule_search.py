@@ -13,7 +13,7 @@ from saefast.evaluation.explaining.predicates import FAMILIES, FamilyKind
 from saefast.evaluation.explaining.rule_reader import MOST_PARTS, Rule
 
 LEAST_GAIN = 0.01
-"""Least gain of F1 that justifies one more predicate, or a less simple family"""
+"""Minimum gain of F1 that justifies one more predicate, or a less simple family"""
 
 _FEWEST_ROWS = 3  # of the explaining half, on which a predicate must hold
 

@@ -14,7 +14,7 @@ from saefast.evaluation.explaining.rule_search import Floats, FoundRules, RuleSe
 from saefast.progress import ProgressBar
 from saefast.types import brief
 
-_NEIGHBOURS = 201  # scrambled latents of similar firing rate behind each null
+_NEIGHBOURS = 201  # scrambled latents of similar firing rate for each null
 _FEWEST_SCRAMBLED = 600
 
 CHANCE = 0.05

@@ -65,7 +65,7 @@ def sample_features(
         seed: seed of the choice.
 
     Returns:
-        Numbers of the latents, overall and by group.
+        Indices of the latents, overall and by group.
     """
     generator = np.random.default_rng([_SAMPLE, seed])
     places = np.flatnonzero(candidates)

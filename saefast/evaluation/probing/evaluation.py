@@ -74,7 +74,7 @@ def probe(
         draws: number of random sets, of permutations, and of mass-matched sets of each group.
         repeats: number of splits; the first gives the scores, the others estimate the variation of
             scores due to the split.
-        context: largest number of tokens of a text.
+        context: maximum number of tokens of a text.
         batch_size: number of texts in one forward pass.
         drop_bos: leave out the activations of first positions and BOS.
         seed: seed of splits, folds and draws.

@@ -160,7 +160,7 @@ def choose_penalty(x: Tensor, labels: Tensor, candidates: Tensor, folds: Tensor)
         x: [b, n, p] or [1, n, p] rows.
         labels: [b, n].
         candidates: [c] values of C, ascending.
-        folds: [n] int64 number of the fold in which a row is held out.
+        folds: [n] int64 index of the fold in which a row is held out.
 
     Returns:
         [b] chosen values.

@@ -29,7 +29,7 @@ class TaskRows:
     labels: Tensor
     """[examples] bool"""
     used: Tensor
-    """[examples] int64 numbers of the examples in their task; spans without a token are left out"""
+    """[examples] int64 indices of the examples in their task; spans without a token are left out"""
     bag: tuple[Tensor, Tensor]
     """example and token, both [n] int64, for the bag of tokens: all tokens of a text; for a span
     its token, and the token before as a separate kind"""
@@ -105,7 +105,7 @@ def task_rows(
         site: site of the activations.
         tasks: tasks of the same texts.
         pool: with "last" the end of a text longer than `context` is read, else its beginning.
-        context: largest number of tokens of a text.
+        context: maximum number of tokens of a text.
         batch_size: number of texts in one forward pass; texts are sorted by length to save padding.
         drop_bos: leave out first positions and BOS, unless a text has nothing else.
 

@@ -144,7 +144,7 @@ def steer(
         features: number of latents of each SAE, from those that fire: equally many from each set
             of groups, and evenly over firing rates.
         rival_features: number of latents of each SAE of `conditions`; None: `features`.
-        openers: prompts; those at even places choose strengths, the others are reported.
+        openers: prompts; those at even positions choose strengths, the others are reported.
         strengths: multiples of the unit of `rule`; with a single one, all openers are reported.
         rule: unit of the strengths. "activation": the 99 % quantile of the latent's activation
             times the length of its decoder row; "norm": the mean length of an activation at the
@@ -158,7 +158,7 @@ def steer(
         outcome: primary outcome; None: the first defined one of rule, other seed, judge, self.
         predictors: by name, for each SAE a property [m] of its latents, such as the score of their
             explanations.
-        examine: callable that takes for each SAE the numbers [f] of its sampled latents, and
+        examine: callable that takes for each SAE the indices [f] of its sampled latents, and
             returns further predictors {name: [m] for each SAE}, such as a judge's scores of
             explanations; their values are also columns `steer_NAME` of the features.
         controls: any of "mismatched" (another latent that fires as often), "random", "covariance"
@@ -174,11 +174,11 @@ def steer(
         tokens: [rows] tokens of `activations`; None: the tokens of the store, if it has them.
         positions: [rows] positions of `activations` in their contexts; None: as for `tokens`.
         corpus: text to read without `activations`; None: the held-out part of `builtin_corpus()`.
-        rows: largest number of activations to read.
+        rows: maximum number of activations to read.
         new_tokens: number of tokens of each text.
         temperature: temperature of sampling.
         top_p: probability mass of nucleus sampling.
-        least_gain: least gain of a success.
+        least_gain: minimum gain of a success.
         most_loss: bound on the rise of the loss of a success, in nats.
         batch_size: number of texts in a forward pass.
         repeats: number of repetitions with other seeds, whose spread is the noise of all measures;

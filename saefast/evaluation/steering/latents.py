@@ -40,7 +40,7 @@ class Latents:
 
     sae: SAE
     numbers: Tensor
-    """[f] int64 numbers of the latents in the SAE"""
+    """[f] int64 indices of the latents in the SAE"""
     norm: Tensor
     """[f] float64 length of the vector that an activation of 1 adds: the norm of the decoder row,
     times the typical scale of a row if the SAE normalises rows"""
@@ -98,7 +98,7 @@ class SiteRows:
         tokens: [rows] tokens of the activations; None: the tokens of the store, if it has them.
         positions: [rows] positions of the activations in their contexts; None: as for `tokens`.
         corpus: text to read; None: the held-out part of `builtin_corpus()`.
-        rows: largest number of rows to read.
+        rows: maximum number of rows to read.
         progress: show progress bars on stderr.
     """
 
@@ -242,7 +242,7 @@ class SiteRows:
 
     @cached_property
     def _text(self) -> tuple[Tensor, Tensor]:
-        """Token of each row, and number of its context.
+        """Token of each row, and index of its context.
 
         A context begins where positions do not rise; without positions each row is its own context.
         """

@@ -100,8 +100,8 @@ class Outcome(Protocol):
 
         Args:
             texts: continuations of a prompt.
-            text: [p] int64 numbers of texts.
-            item: [p] int64 number of the latent to look for in each; the outcome must be defined
+            text: [p] int64 indices of texts.
+            item: [p] int64 index of the latent to look for in each; the outcome must be defined
                 for it.
 
         Returns:

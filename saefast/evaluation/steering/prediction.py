@@ -11,7 +11,7 @@ from saefast.evaluation.rank_correlation import kendall, pearson, ranks, spearma
 
 Statistic = Callable[[Floats, Floats], Floats]
 
-_FEWEST = 10  # least number of latents for a prediction
+_FEWEST = 10  # minimum number of latents for a prediction
 _RESAMPLES = 500
 _PERMUTATIONS = 999
 _FOLDS = 5
@@ -55,7 +55,7 @@ def predictions(
     Args:
         gain: [n] gain of steering with each latent.
         success: [n] whether steering with it counts as a success.
-        sae: [n] number of its SAE.
+        sae: [n] index of its SAE.
         predictors: by name, values [n]; NaN where unknown.
         covariates: by name, values [n] that are held fixed in partial correlations.
         seed: seed of resamples, permutations and folds.
@@ -159,7 +159,7 @@ def _joint(
 
 
 def _of_saes(known: NDArray[np.bool_], sae: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return for each SAE the places of its known latents."""
+    """Return for each SAE the indices of its known latents."""
     return [np.flatnonzero(known & (sae == one)) for one in np.unique(sae[known])]
 
 
@@ -176,7 +176,7 @@ def _partial(
         values: [n] predictor.
         gain: [n] gain of steering.
         fixed: values [n] each that are held fixed.
-        parts: places of each SAE's latents.
+        parts: indices of each SAE's latents.
         seed: seed of resamples and permutations.
     """
     samples = []

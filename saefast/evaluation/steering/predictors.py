@@ -17,7 +17,7 @@ from saefast.sae import SAE
 Properties = Mapping[str, Sequence[Tensor]]
 """By name, for each trained SAE a property [m] of its latents, NaN where unknown"""
 Examine = Callable[[Sequence[Tensor]], Properties]
-"""Function from the numbers [f] of the sampled latents of each trained SAE to their properties"""
+"""Function from the indices [f] of the sampled latents of each trained SAE to their properties"""
 
 _RATE, _STABILITY = "log firing rate", "stability"
 _OF_EXPLANATIONS = ("detection", "rule score")

@@ -22,7 +22,7 @@ from saefast.evaluation.steering.runs import (
 from saefast.evaluation.steering.scores import Measure
 
 CLOSE = 0.45
-"""Least cosine at which arXiv:2603.04198 counts a text as close to an explanation"""
+"""Minimum cosine at which arXiv:2603.04198 counts a text as close to an explanation"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ class Results:
     primary: str
     strengths: tuple[float, ...]
     best: Tensor
-    """[items] int64 place of the chosen strength"""
+    """[items] int64 index of the chosen strength"""
     choosing: Trials | None
     """texts with a way for each strength; None if there is one strength"""
     reported: Trials

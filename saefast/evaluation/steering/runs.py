@@ -43,7 +43,7 @@ class Items:
     """All latents to steer with, of every condition and SAE, concatenated.
 
     Args:
-        parts: name of the condition, place of the SAE in it, and sampled latents of each SAE.
+        parts: name of the condition, position of the SAE in it, and sampled latents of each SAE.
         rows: activations at the site.
         seed: seed of random directions.
     """
@@ -114,7 +114,7 @@ class Job:
     """Steered sequences to write after a prompt."""
 
     item: Tensor
-    """[n] int64 number of the item"""
+    """[n] int64 index of the item"""
     direction: Tensor
     """[n, d] direction of length 1"""
     level: Tensor
@@ -180,7 +180,7 @@ def write(plan: Plan, number: int, job: Job, on_progress: Callable[[int], object
 
     Args:
         plan: model, prompts and settings.
-        number: number of the opener, which determines the noise.
+        number: index of the opener, which determines the noise.
         job: sequences to write.
         on_progress: callback that gets the number of sequences finished since the last call.
 

@@ -16,12 +16,12 @@ def sampled(
 
     Args:
         fired: [m] number of firings of each latent.
-        label: [m] int64 number of its set.
+        label: [m] int64 index of its set.
         wanted: number of latents.
         generator: generator of the starting places.
 
     Returns:
-        Numbers of the latents, their strata, and the numbers of latents that each represents, [f]
+        Indices of the latents, their strata, and the numbers of latents that each represents, [f]
         each.
     """
     labels = torch.unique(label[fired > 0]).tolist()
@@ -56,7 +56,7 @@ def as_frequent(fired: Tensor, numbers: Tensor, generator: np.random.Generator) 
 
     Args:
         fired: [m] number of firings of each latent.
-        numbers: [f] numbers of the latents.
+        numbers: [f] indices of the latents.
         generator: generator of the choice.
     """
     alive = (fired > 0).nonzero()[:, 0]

@@ -35,7 +35,7 @@ class Sample:
     sae: NDArray[np.int64]
     """[items] position of its SAE in the condition"""
     latent: NDArray[np.int64]
-    """[items] number of the latent in the SAE"""
+    """[items] index of the latent in the SAE"""
     stratum: NDArray[np.int64]
     """[items] stratum of the sample, distinct for different SAEs"""
     weight: Floats
@@ -59,7 +59,7 @@ class Measure:
     rivals: Mapping[str, Floats] = field(default_factory=dict)
     floor: Floats | float = _NAN
     lowest: float = _NAN
-    """least possible value of an item; NaN if unbounded or unknown"""
+    """smallest possible value of an item; NaN if unbounded or unknown"""
     ceiling: float = _NAN
     primary: bool = False
 

@@ -76,7 +76,7 @@ def steered(
 
 
 def _best(tried: Trials, primary: str) -> Tensor:
-    """Return the place [items] of the strength with the largest gain.
+    """Return the index [items] of the strength with the largest gain.
 
     Where the primary outcome is not defined, the gain of the latent's own firing decides.
     """

@@ -33,7 +33,7 @@ class Code(NamedTuple):
     With `rescale_acts_by_decoder_norm` these are `weights` times the norms of the decoder's rows.
     """
     indices: Tensor
-    """[n, k] int64, numbers of the latents"""
+    """[n, k] int64, indices of the latents"""
     steps: Tensor | None = None
     """[n, k] for JumpReLU: 1 where active, with the gradient that SAELens gives to a step"""
 

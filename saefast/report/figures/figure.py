@@ -25,7 +25,7 @@ class Figure(NamedTuple):
     reading: str
     """one sentence: the result that this run's drawing shows"""
     members: NDArray[Any] | None = None
-    """[features alive] number of the mark that stands for each feature, -1 for none; None if marks
+    """[features alive] index of the mark that stands for each feature, -1 for none; None if marks
     do not stand for features"""
 
 
@@ -52,7 +52,7 @@ def mean_by(rows: Sequence[dict[str, Any]], key: str, value: str) -> dict[Any, f
 def cells_of(
     x: NDArray[Any], y: NDArray[Any], x_edges: NDArray[Any], y_edges: NDArray[Any]
 ) -> NDArray[Any]:
-    """Return the number of each point's cell, rows by x; outer cells include points beyond."""
+    """Return the index of each point's cell, rows by x; outer cells include points beyond."""
     column, row = (
         np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 2)
         for values, edges in ((x, x_edges), (y, y_edges))

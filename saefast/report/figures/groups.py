@@ -109,7 +109,7 @@ def keep_drop_ce(data: RunData) -> Figure:
         "unmodified model, so their length is the increase. Lines: with the mean activation or "
         "with zeros in place of activations.",
         ", ".join(f"{name} {effect.ce.value:.2f}" for name, effect, _ in bars)
-        + f" nats; undisturbed {floors['clean']:.2f}.",
+        + f" nats; unmodified model {floors['clean']:.2f}.",
         chart.svg(),
         f"Stable features alone leave a loss of {patched.keep['stable'].ce.value:.2f} nats, "
         f"unstable ones {patched.keep['unstable'].ce.value:.2f}; the unmodified model has "

@@ -45,7 +45,7 @@ def cell_columns(data: SweepData) -> dict[str, Any]:
     """Return the columns of the table of cells, with an entry for each cell.
 
     Returns:
-        cell, link, status, reason and seconds; "axis-N", the number of the value on axis N, and
+        cell, link, status, reason and seconds; "axis-N", the index of the value on axis N, and
         "names-N", words for its values; "measure-N", value and band of a measure, or None.
     """
     cells = data.cells

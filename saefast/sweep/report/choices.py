@@ -12,7 +12,7 @@ class Version(NamedTuple):
     """One of the drawings of a figure, shown with some of the choices."""
 
     by: int | None
-    """number of the axis with a line for each value; None: one line for all cells"""
+    """index of the axis with a line for each value; None: one line for all cells"""
     classes: str
     """classes of the element that is shown or hidden"""
 

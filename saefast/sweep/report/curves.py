@@ -14,7 +14,7 @@ class Point(NamedTuple):
     """Mean over the cells with one value on an axis."""
 
     place: int
-    """number of the value"""
+    """index of the value"""
     reading: Reading
     """means of the values and of the ends of their bands"""
     cells: tuple[CellRow, ...]
@@ -48,11 +48,11 @@ def curves_over(data: SweepData, measure: Measure, axis: int, by: int | None) ->
     Args:
         data: the sweep.
         measure: the measure.
-        axis: number of the axis.
-        by: number of the axis with a curve for each value; None: one curve for all cells.
+        axis: index of the axis.
+        by: index of the axis with a curve for each value; None: one curve for all cells.
 
     Returns:
-        Curves by the number of the value on the axis `by`; 0 if that is None.
+        Curves by the index of the value on the axis `by`; 0 if that is None.
     """
     lines: dict[int, list[Known]] = {}
     for known in data.readings(measure):

@@ -32,7 +32,7 @@ def link_of(cell: CellRow) -> str:
 
 
 def line_values(axis: Axis) -> list[int]:
-    """Return the numbers of the values that have a line: all, or some at equal distances."""
+    """Return the indices of the values that have a line: all, or some at equal distances."""
     count = len(axis.values)
     if count <= MOST_LINES:
         return list(range(count))
@@ -66,8 +66,8 @@ def chart_of(
     Args:
         data: the sweep.
         measure: the measure.
-        axis: number of the axis.
-        by: number of the axis with a line for each value; None: one line for all cells.
+        axis: index of the axis.
+        by: index of the axis with a line for each value; None: one line for all cells.
         y: scale of the y axis.
         curves: curves from `curves_over`.
         nulls: points from `null_over` for each null.

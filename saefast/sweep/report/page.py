@@ -52,7 +52,7 @@ def _failures(failed: list[tuple[str, str]]) -> str:
     more = items[_FAILURES_SHOWN:]
     rest = f"<details><summary>{len(more)} more</summary><ul>{''.join(more)}</ul></details>"
     return (
-        "<p>The same command tries them again.</p>"
+        "<p>Run the same command again to retry them.</p>"
         f"<ul>{''.join(items[:_FAILURES_SHOWN])}</ul>{rest if more else ''}"
     )
 

@@ -79,7 +79,7 @@ class CellRow:
 
     name: str
     at: tuple[int, ...]
-    """number of the value on each axis"""
+    """index of the value on each axis"""
     row: Row
     """row of the cell; empty if the table has none"""
     saes: tuple[Row, ...]
@@ -126,7 +126,7 @@ class SweepData:
 
     @property
     def varied(self) -> list[int]:
-        """Numbers of the axes with several values."""
+        """Indices of the axes with several values."""
         return [number for number, axis in enumerate(self.axes) if len(axis.values) > 1]
 
     def readings(self, measure: Measure) -> list[tuple[CellRow, Reading]]:

@@ -1,6 +1,6 @@
 """Bytes and calls of the exchanges of a training step, counted without weights or rows.
 
-The verbs of `Share` are called on tensors of the device "meta", which have shapes and no data, so
+The methods of `Share` are called on tensors of the device "meta", which have shapes and no data, so
 that their bytes are computed by the code that a training runs.
 """
 

@@ -166,7 +166,7 @@ def plan_training(
     Args:
         config: settings of the training.
         d: width of the rows.
-        machine: `measured_machine`, one of `MACHINES`, or speeds of one's own.
+        machine: `measured_machine`, one of `MACHINES`, or custom speeds.
         ranks: number of ranks.
         d_out: width of the reconstructed rows; None: d.
         dead: number of dead latents that AuxK revives in a step, spread evenly over ranks.

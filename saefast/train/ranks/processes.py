@@ -28,7 +28,7 @@ _SECONDS = 120.0
 """Seconds without that variable. It must exceed the longest difference in time at which ranks reach
 an exchange, for example because one of them reads or writes a slow disk."""
 _GRACE = 3.0
-"""Seconds in which ranks find out who still answers, after an exchange has failed."""
+"""Seconds in which ranks find out which ranks still answer, after an exchange has failed."""
 
 _FAILURE = "saefast/failure"
 """Key of the store under which the first rank that fails leaves its reason."""

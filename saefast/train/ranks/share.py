@@ -120,7 +120,7 @@ class Share:
 def shared(sae: SAE, share: Share) -> SAE:
     """Return an SAE of the same size whose parameters hold this rank's share only.
 
-    It can be encoded with and decoded by nothing but a step that knows the share.
+    Only a step that knows the share can encode or decode with it.
     """
     part = shallow_copy(sae)
     for name, whole in sae.named_parameters():

@@ -1,4 +1,4 @@
-"""Judge that asks a model behind an OpenAI-compatible endpoint to explain and to rate."""
+"""Judge that asks the model of an OpenAI-compatible endpoint to explain and to rate."""
 
 import os
 from collections.abc import Sequence
@@ -175,12 +175,12 @@ class EndpointJudge:
         return {**body, "logprobs": True, "top_logprobs": 5} if chances else body
 
     def _batches(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Group places of questions that share an explanation and a kind, `per_prompt` at a time.
+        """Group indices of questions that share an explanation and a kind, `per_prompt` at a time.
 
         Questions with an empty explanation are left out.
 
         Returns:
-            Places of questions, a list for each prompt.
+            Indices of questions, a list for each prompt.
         """
         groups: dict[tuple[Explanation, bool], list[int]] = {}
         for place, question in enumerate(questions):

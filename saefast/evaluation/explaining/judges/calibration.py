@@ -16,7 +16,7 @@ from saefast.lm import builtin_corpus
 from saefast.types import brief
 
 LEAST_SCORE = 0.6
-"""Least score on known features of a judge whose scores are used"""
+"""Minimum score on known features of a judge whose scores are used"""
 
 _DOCUMENTS = 48
 _TOKENS = 256  # of each document
@@ -94,7 +94,7 @@ class KnownQuestions(NamedTuple):
     labels: NDArray[np.bool_]
     """[questions] whether the feature fires in the window"""
     feature: NDArray[np.int64]
-    """[questions] number of the feature"""
+    """[questions] index of the feature"""
 
 
 def calibrate(judge: Judge, tokenizer: Any, *, seed: int = 0) -> Calibration:
@@ -129,7 +129,7 @@ def calibrate(judge: Judge, tokenizer: Any, *, seed: int = 0) -> Calibration:
 
 
 def known_questions(tokenizer: Any, seed: int = 0) -> KnownQuestions:
-    """Build questions whether features that rules define fire in windows of the built-in text.
+    """Build questions on whether features that rules define fire in windows of the built-in text.
 
     Args:
         tokenizer: tokenizer for the text.

@@ -65,7 +65,7 @@ class TextRater:
 def _questions(
     explanations: Sequence[str], texts: Sequence[str], places: Sequence[int]
 ) -> list[Question]:
-    """Build questions whether explanations fit the texts at given places."""
+    """Build questions on whether explanations fit the texts at given indices."""
     words = [_WORD.findall(texts[place]) for place in places]
     text = text_of_pieces(words)
     return [

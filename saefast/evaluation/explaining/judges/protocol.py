@@ -51,14 +51,14 @@ class Explanation(NamedTuple):
 
 
 class Question(NamedTuple):
-    """Question whether an explanation fits a window."""
+    """Question on whether an explanation fits a window."""
 
     explanation: Explanation
     """explanation to rate"""
     window: Window
     """window to compare it with"""
     marks: Integers | None = None
-    """places of tokens of the window; None asks whether the latent fires anywhere in the window
+    """positions of tokens in the window; None asks whether the latent fires anywhere in the window
     (detection), otherwise whether it fires on these tokens (fuzzing)"""
 
 

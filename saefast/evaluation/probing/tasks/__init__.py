@@ -44,8 +44,8 @@ def labelled_tasks(
             (`pip install --no-deps sae-probes`); some of them contain slurs, but none of the first
             12 does. "code" uses the classes of Python's tokens in the built-in corpus.
         names: names of tasks, in this order; None: short and varied ones first, then the others.
-        limit: largest number of tasks; None: all.
-        examples: largest number of examples of a task, half of them positive.
+        limit: maximum number of tasks; None: all.
+        examples: maximum number of examples of a task, half of them positive.
         seed: seed of the draw where there are more.
 
     Returns:

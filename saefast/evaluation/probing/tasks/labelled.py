@@ -14,9 +14,9 @@ from saefast.activations.order import permutation
 from saefast.types import brief
 
 FEWEST = 20
-"""Least number of examples of each class"""
+"""Minimum number of examples of each class"""
 EXAMPLES = 600
-"""Default of the largest number of examples of a task"""
+"""Default of the maximum number of examples of a task"""
 
 _TEST_SHARE = 1 / 3
 
@@ -27,7 +27,7 @@ class Span(NamedTuple):
     """A range of characters of a text."""
 
     text: int
-    """number of the text"""
+    """index of the text"""
     start: int
     """first character"""
     end: int
@@ -128,7 +128,7 @@ def labelled_task(
         name: name of the task.
         texts: texts of the examples.
         labels: class of each text.
-        examples: largest number of texts.
+        examples: maximum number of texts.
         seed: seed of the draw.
         notes: further notes, beside those on omissions.
 

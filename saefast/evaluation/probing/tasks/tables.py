@@ -31,7 +31,7 @@ def table_tasks(
         text: name of the column of texts.
         label: name of the column of labels: numbers, words or true and false. Of two labels, the
             one that sorts last is the positive class.
-        examples: largest number of texts of a task.
+        examples: maximum number of texts of a task.
         seed: seed of the draw where there are more.
 
     Returns:
