@@ -1,4 +1,4 @@
-"""Common mistakes: every error names the argument, the value, and the way out."""
+"""Common mistakes: every error names the argument, the value, and a remedy."""
 
 import re
 from collections.abc import Callable

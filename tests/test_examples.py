@@ -116,7 +116,7 @@ def test_two_small_saes_are_matched_by_default(run: Run) -> None:
 
 
 def test_two_given_saes_are_matched(run: Run) -> None:
-    """Of different sizes; one is permuted so that the true partners are known."""
+    """Sizes differ; one SAE is permuted so that the true partners are known."""
     first = saefast.SAE(12, 30, k=3, seed=0)
     second = saefast.SAE(12, 40, k=3, seed=1)
     with torch.no_grad():

@@ -33,7 +33,7 @@ def test_quantiles_equal_scipys(a, b, share):
 
 
 def test_small_tails_are_precise():
-    """As needed for the best of a hundred thousand."""
+    """The best of a hundred thousand needs such tails."""
     for d, t in ((64, 0.8), (768, 0.25), (4096, 0.11)):
         expected = 0.5 * stats.beta.cdf(1 - t * t, (d - 1) / 2, 0.5)
         assert expected < 1e-9

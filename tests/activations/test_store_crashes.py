@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_the_shards_before(
 
 
 def test_a_file_size_limit_is_an_error(tmp_path: Path) -> None:
-    """As for a full disk, with an error of the kernel: a limit on the size of files."""
+    """The kernel refuses a write beyond a limit on the size of files, as on a full disk."""
     script = """
 import resource, signal, sys, torch
 from saefast.activations import StoreWriter

@@ -68,7 +68,7 @@ def columns(rows: TrainingRows) -> list[Tensor]:
 def test_every_batch_arrives_for_any_progress_of_streams(
     depth: int, dtype: torch.dtype, target: bool, lying: str, choices: list[str]
 ) -> None:
-    """For any order of reading, taking and progress of the two streams."""
+    """The order of reading, taking and progress of the two streams is random."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth)
     batches = made(9, dtype, target)
@@ -133,7 +133,7 @@ def test_rows_on_the_device_are_not_copied() -> None:
 
 
 def test_a_source_fills_the_pinned_memory_directly() -> None:
-    """From the batch on that is made after the copies have started."""
+    """Batches that are made after the copies have started are in pinned memory."""
     device = SimulatedDevice()
     transfer = transfer_to(device)
     x, target = torch.randn(50, 3).bfloat16(), torch.randn(50, 2).bfloat16()
@@ -159,7 +159,7 @@ def test_a_source_fills_the_pinned_memory_directly() -> None:
 
 
 def test_computations_of_a_source_precede_its_copy() -> None:
-    """Also computations of the trainer's thread before the reader's thread started."""
+    """Computations of the trainer's thread before the reader's thread started precede it, too."""
     device = SimulatedDevice()
     plain = made(3)
     (first, *others) = (device.on_device(batch.x.shape, HALF) for batch in plain)
@@ -213,7 +213,7 @@ def test_values_beyond_float32_are_infinite() -> None:
 
 
 def test_the_host_waits_only_for_its_batch() -> None:
-    """Neither for earlier steps nor for later batches."""
+    """It waits neither for earlier steps nor for later batches."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth=4)
     with device.main():
@@ -230,7 +230,7 @@ def test_the_host_waits_only_for_its_batch() -> None:
 
 
 def test_a_copy_goes_to_the_least_recently_used_memory() -> None:
-    """Otherwise it would wait for the previous step instead of overlapping it."""
+    """A copy to other memory would wait for the previous step instead of overlapping it."""
     device = SimulatedDevice()
     transfer = transfer_to(device, depth=4)
     with device.main():

@@ -177,7 +177,7 @@ def test_a_missing_peer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_peers_run_alone_and_with_saefast_inside(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With stand-ins that reconstruct like the peers."""
+    """Stand-ins reconstruct like the peers."""
     seen: list[tuple[str, object]] = []
 
     def training(name: str, shape: Shape, weights: Any, lr: float, **settings: Any) -> Any:

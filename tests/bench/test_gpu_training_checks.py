@@ -92,7 +92,7 @@ def test_checks_of_trainings_pass_for_a_near_tie() -> None:
 def test_checks_of_trainings_detect_a_wrong_selection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Even though the truth uses the same selection."""
+    """The check detects it although the truth uses the same selection."""
     largest = training_checks.PackedEncoder.largest
 
     def others(self: Any, inputs: Tensor, k: int, scale: Any = None, **options: Any) -> Any:

@@ -81,7 +81,7 @@ def test_texts_are_written_once_with_a_digest(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("piece", PIECES, ids=lambda piece: piece.name)
 def test_cells_of_a_piece_share_the_rows_of_the_base(piece):
-    """Except for pieces on text and layers; otherwise a piece would harvest again."""
+    """Only pieces on text and layers have other rows, for which they harvest again."""
     base = read_settings(piece.file.parent / "base.toml")
     cells = read_sweep(piece.file).cells
     assert cells
@@ -257,7 +257,7 @@ def test_figures_are_drawn_from_committed_rows():
 
 
 def test_the_page_states_no_measured_number_outside_of_its_tables():
-    """So that every number of the text comes from the rows."""
+    """Every number of the text comes from the rows."""
     page = (figures.FOLDER.parent / "study.md").read_text()
     prose = re.sub(r"<!-- table: \w+ -->\n.*?<!-- end of table -->", "", page, flags=re.DOTALL)
     prose = prose.replace("95 %", "")  # of intervals

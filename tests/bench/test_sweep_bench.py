@@ -48,7 +48,7 @@ def test_shares_of_sixteen_machines_are_streams() -> None:
 
 
 def test_tables_are_written_one_after_another() -> None:
-    """Of drivers that end together two write; others are in the second one's table."""
+    """Two of the drivers that end together write; the second table includes the others."""
     costs = FREE._replace(table=30)
     assert simulated(STREAMS, "share", costs)["table_minutes"] == 2 * 30 / 60
     assert simulated(STREAMS, "ray", costs)["table_minutes"] == 0.5

@@ -300,7 +300,7 @@ def test_help_shows_every_option_and_its_default(name: str, capsys: pytest.Captu
 def test_help_wraps_lines_at_the_terminal_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """Not at the line ends of the docstring."""
+    """The line ends of the docstring do not matter."""
     monkeypatch.setenv("COLUMNS", "300")
     with pytest.raises(SystemExit):
         main(["harvest", "--help"])

@@ -201,7 +201,7 @@ def test_initial_saes_can_be_given(asked: list[Any]) -> None:
 
 
 def test_several_settings_of_a_table_leave_the_others_at_their_defaults(asked: list[Any]) -> None:
-    """Also where the default of a training differs from the class: gradients are clipped."""
+    """This holds where the defaults of training and class differ: gradients are clipped."""
     by_file({"rules": {"frozen": "decoder"}, "auxk": {"k": 3}})
     assert asked[0]["config"].rules == Rules(clip=1.0, frozen="decoder")
     assert asked[0]["config"].auxk == AuxK(k=3)

@@ -36,7 +36,7 @@ def test_every_new_folder_is_flushed_to_its_parent(
         (None, "check its disk"),
     ],
 )
-def test_errors_name_the_file_the_reason_and_a_way_out(number: int | None, way: str) -> None:
+def test_errors_name_the_file_the_reason_and_a_remedy(number: int | None, way: str) -> None:
     message = f"could not be written: reason; {way}.*: 'a file'"
     with pytest.raises(OSError, match=message), atomic.explained(Path("a file")):
         raise OSError(number, "reason") if number else OSError("reason")

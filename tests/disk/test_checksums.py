@@ -91,7 +91,7 @@ def test_the_checksum_of_a_table_can_be_recomputed(tmp_path: Path) -> None:
 
 
 def test_a_second_save_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Also in another process, where safetensors orders metadata in another way."""
+    """Another process gives them too, although safetensors orders metadata differently there."""
     notes = {name: name for name in "abcdefgh"}
     program = (
         "import sys, torch, pathlib; from saefast.disk.atomic import write_tensors; "

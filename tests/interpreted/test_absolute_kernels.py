@@ -32,7 +32,7 @@ def shapes(draw: st.DrawFn) -> Shape:
 def test_integers_give_the_reference_bit_for_bit(
     screen: str, shape: Shape, seed: int, masks: float, precision: str, scaled: bool
 ) -> None:
-    """With ties between the signs, zeros, masked latents, and scales of both signs."""
+    """Data have ties between the signs, zeros, masked latents, and scales of both signs."""
     n, d, m, k = shape
     x, weight = (small_integers(s, seed + i, torch.float32) for i, s in enumerate([(n, d), (m, d)]))
     bias = small_integers((m,), seed + 2, torch.float32)

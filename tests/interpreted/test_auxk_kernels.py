@@ -130,7 +130,7 @@ def assert_near(parts: Tensor, numbers: Tensor, bound: Tensor) -> None:
 
 
 def test_two_parts_add_up_to_the_number_and_one_is_the_nearest() -> None:
-    """And three of their four products leave at most 3 * 2^-22 + 2^-42 of the product."""
+    """Three of their four products leave at most 3 * 2^-22 + 2^-42 of the product."""
     problem = Problem.drawn()
     dead = dead_of(5, AuxK(dead_after=50, capacity=20))
     largest = bounds(problem.inputs, problem.residual, *problem[2::2], *dead, scale=1.0, parts=2)

@@ -78,7 +78,7 @@ def test_a_step_waits_at_most_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_replays_equal_steps(name: str) -> None:
-    """Bit for bit, while the learning rate and the pressure change."""
+    """They have the same bits while the learning rate and the pressure change."""
     graphs: list[TapeGraph] = []
     eager, captured = step_of(name), step_of(name)
     replay = captured.capture(DATA[0], graph=made(graphs))

@@ -97,7 +97,7 @@ def test_float64_is_summed_in_float64(shape: Shape, seed: int, layout: str) -> N
 
 
 def test_float64_products_of_rows_are_symmetric() -> None:
-    """For any number of rows and indices, since a matching compares products of different calls."""
+    """The number of rows and indices is random: a matching compares products of several calls."""
     x, y = normal((3, 50), 0, torch.float64), normal((5, 50), 1, torch.float64)
     forward = ops.gather_dots(x, y, torch.arange(5).expand(3, 5))
     backward = ops.gather_dots(y, x, torch.arange(3).expand(5, 3))

@@ -99,7 +99,7 @@ def test_kernels_are_few(seen: Seen, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_fused_path_serves_the_whole_step(seen: Seen) -> None:
-    """Neither autograd nor the reference computes any part of it."""
+    """Neither autograd nor the reference computes a part of the step."""
     assert seen.path == "fused"
     by_reference = [
         launch.name

@@ -189,7 +189,7 @@ def test_only_candidates_of_a_batch_are_scored(
 def test_omitted_scores_are_not_among_the_largest(
     engine: str, trouble: str, precision: str, wanted: int
 ) -> None:
-    """Also if fewer than wanted are above the threshold."""
+    """This includes batches with fewer than wanted above the threshold."""
     m, width = 90, 90
     x, weight = normal((4, 12), 0, torch.float32), normal((m, 12), 1, torch.float32)
     bias = normal((m,), 2, torch.float32)
@@ -281,7 +281,7 @@ def test_a_packed_weight_gives_the_same_code(engine: str, precision: str) -> Non
 def test_batch_topk_keeps_the_largest_of_the_batch(
     engine: str, precision: str, lower: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also if the bound from a top k is wrong."""
+    """The bound from a top k may be wrong."""
     if lower is not None:
         monkeypatch.setattr(module, "_LOWER", lower)
     x, weight = normal((4, 12), 0, torch.float32), normal((40, 12), 1, torch.float32)

@@ -145,13 +145,13 @@ ALONE = {
 @pytest.mark.parametrize("d_out", [5, 17])
 @pytest.mark.parametrize("name", ALONE)
 def test_each_switch_alone_equals_the_reference(name: str, d_out: int) -> None:
-    """For transcoders and rows of several blocks."""
+    """Problems include transcoders and rows of several blocks."""
     check(Asked(SHAPE, d_out, switches=ALONE[name]))
 
 
 @pytest.mark.parametrize("d_out", [16, 17])
 def test_a_decay_of_zero_computes_the_component_along_the_rows(d_out: int) -> None:
-    """As for precision="bf16_weights", where value gradients belong to the rounded rows."""
+    """precision="bf16_weights" needs this, since its value gradients belong to rounded rows."""
     check(Asked(SHAPE, d_out, extra=True, measured=True, switches=switches(6, 0, "no_shrink")))
 
 
@@ -240,7 +240,7 @@ def test_a_pass_equals_two_ops_bit_for_bit(
 
 
 def test_a_pass_changes_the_versions_of_updated_tensors() -> None:
-    """Otherwise a packed encoder would seem fresh."""
+    """A packed encoder would seem fresh if the versions stayed."""
     update = Asked(Shape(3, 5, 4, 2), 5, switches={"unit_norm": True}).update()
     before = {name: getattr(update, name)._version for name in MUTATED}
     latent_pass(update).update(None)

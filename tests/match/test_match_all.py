@@ -244,7 +244,7 @@ def test_files_of_an_interrupted_pair_serve_only_this_pair(tmp_path, monkeypatch
 
 
 def test_the_folder_of_a_killed_write_is_removed(tmp_path, monkeypatch):
-    """Also if the process that resumes has no reason to write the file again."""
+    """The process that resumes may have no reason to write the file again."""
     a, b = DICTIONARIES[0], DICTIONARIES[2]
     scratch = tmp_path / "0-1.unfinished.part"
     scratch.mkdir()

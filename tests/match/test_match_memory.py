@@ -111,7 +111,7 @@ def test_a_large_matching_stays_within_its_memory(
 
 @pytest.mark.usefixtures("gpu_path_on_meta")
 def test_a_search_from_one_side_stays_within_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in the later rounds of a one-to-one matching."""
+    """Later rounds of a one-to-one matching search in this way."""
     decide(monkeypatch, 0.05)
     x, y = (MetaRows.of_size(32_768, 4096) for _ in range(2))
     with Allocated([x.rows, y.rows]) as allocated:

@@ -24,7 +24,7 @@ def dense(scores: Tensor, k: int) -> SparseCode:
 
 @given(shape=shapes(), seed=seeds)
 def test_the_reference_is_the_definition(shape: Shape, seed: int) -> None:
-    """With ties between the signs, which integers have in every row, and zeros."""
+    """Integers have ties between the signs, and zeros, in every row."""
     scores = small_integers((shape.n, shape.m), seed, torch.float32)
     code = reference.topk_encode(scores, torch.eye(shape.m), k=shape.k, absolute=True)
     assert_same_code(code, dense(scores, shape.k))
@@ -90,7 +90,7 @@ def test_lists_of_ties_widen_and_truncate_nothing(level: str, k: int) -> None:
 
 
 def test_a_row_of_zeros_and_scores_of_nan(level: str) -> None:
-    """Zeros come by index behind the rest; NaN, from sums that overflow, comes first of all."""
+    """Zeros come last, by index; NaN, from sums that overflow, comes first of all."""
     weight = torch.zeros(6, 200)
     weight[4] = -1.0
     over = weight.clone()
@@ -110,7 +110,7 @@ def test_a_row_of_zeros_and_scores_of_nan(level: str) -> None:
 def test_a_packed_weight_gives_the_same_code_and_gradients(
     screen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As dense torch does, in which the order of selection has no gradient."""
+    """Gradients equal those of dense torch, in which the order of selection has none."""
     monkeypatch.setenv("SAEFAST_SCREEN", screen)
     n, d, m, k = 9, 12, 40, 5
     leaves = [

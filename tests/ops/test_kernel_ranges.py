@@ -82,7 +82,7 @@ def test_lists_have_room_for_all_candidates(
 
 @given(width=st.integers(1, 1 << 20))
 def test_lists_above_a_threshold_have_room_for_a_block_after_a_cut(width: int) -> None:
-    """And for an eighth of the kept entries, so that not every block cuts them again."""
+    """They also have room for an eighth of the kept entries, so that few blocks cut them again."""
     capacity, block = threshold_encode.capacity_of(width), 16
     assert capacity & (capacity - 1) == 0
     after_a_cut = (width + capacity - block) // 2  # at most, by `keep_most`

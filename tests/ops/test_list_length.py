@@ -70,7 +70,7 @@ def candidates(m: int, d: int, k: int, product: str, rows: int) -> torch.Tensor:
 def test_gaussian_rows_keep_at_most_the_expected_candidates(
     m: int, d: int, k: int, product: str
 ) -> None:
-    """And not much less, so that lists are not longer than necessary."""
+    """They do not keep much less, so lists are not longer than necessary."""
     kept = candidates(m, d, k, product, rows=48).double()
     assert kept.max() <= most_candidates(m, d, k, product)
     assert kept.mean() >= most_candidates(m, d, k, product) / (10 if k == 1 else 3)

@@ -121,7 +121,7 @@ def test_an_empty_batch_is_encoded() -> None:
     ],
 )
 def test_room_grows_until_all_fit_or_a_row_has_too_many(width, latents, most, asked, used):
-    """For rows without and with 6 active latents."""
+    """Rows have no or 6 active latents."""
     x = torch.tensor([[0.0], [1.0]])
     weight = torch.arange(6.0 - latents, 6)[:, None] + 0.5
     widths = []

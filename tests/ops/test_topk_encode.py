@@ -176,7 +176,7 @@ def test_lists_grow_for_ties(level: str, k: int) -> None:
 def test_masked_latents_come_last(
     level: str, shape: Shape, seed: int, precision: str, absolute: bool
 ) -> None:
-    """Whatever their scale: negative, or zero."""
+    """Their scale may be negative or zero."""
     n, d, m, k = shape
     x, weight = small_integers((n, d), seed, torch.float32), torch.ones(m, d)
     bias = small_integers((m,), seed + 1, torch.float32)

@@ -185,7 +185,7 @@ def test_the_autoencoder_is_trained_in_place(variant: str) -> None:
 
 
 def test_weights_loaded_between_steps_are_trained() -> None:
-    """Also with the encoder packed in the previous step."""
+    """The encoder was packed in the previous step."""
     own, ours = _pair("TopK")
     others = nn.Module.state_dict(TopKTrainer(**_settings(seed=7)).ae)
     for step, x in enumerate(_batches(5)):

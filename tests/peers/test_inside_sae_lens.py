@@ -114,7 +114,7 @@ def test_activations_are_differentiable_as_without_saefast(variant: str) -> None
 
 
 def test_aux_loss_of_dense_pre_activations() -> None:
-    """As in SAELens's tests, with a matrix that is not from an encoder."""
+    """The matrix is not from an encoder, as in SAELens's tests."""
     alone, with_saefast = pair("topk")
     arguments = {
         "sae_in": torch.randn(N, D),

@@ -103,9 +103,9 @@ def test_rows_scaled_to_one_norm(tmp_path: Path, act_fn: str) -> None:
 def test_the_norm_of_a_dataset_is_folded(
     tmp_path: Path, act_fn: str, by_norm: bool, hook_out: str
 ) -> None:
-    """As folded by the peer: values are on the scale of the activations.
+    """Values are on the scale of the activations, as the peer folds them.
 
-    But its fold keeps the thresholds of a JumpReLU, which changes the active latents.
+    The peer keeps the thresholds of a JumpReLU, which changes the active latents.
     """
     model = model_of(
         act_fn,

@@ -54,7 +54,7 @@ def figures_that_fit(page: Any, screen: str) -> int:
 
 @pytest.mark.parametrize("screen", sorted(SCREENS))
 def test_evaluations_fit(evaluated: Path, screen: str) -> None:
-    """With all tables of scores open."""
+    """All tables of scores are open."""
     with opened(evaluated, screen) as (page, complaints):
         for details in page.locator("#evaluations details").all():
             details.evaluate("each => { each.open = true; }")
@@ -124,7 +124,7 @@ PAYLOADS = (
 
 
 def test_payloads_in_texts_are_shown_and_do_nothing(report: Path, tmp_path: Path) -> None:
-    """In cells, contexts, search and details."""
+    """Payloads are in cells, contexts, search and details."""
     run = tmp_path / "run"
     shutil.copytree(report.parent, run)
     for name, columns in ((FEATURES, ["token_text"]), (CONTEXTS, ["before", "token", "after"])):
@@ -183,7 +183,7 @@ def test_text_has_contrast_in_light_and_dark_mode(
 
 
 def test_on_paper_it_is_light_and_without_controls(report: Path) -> None:
-    """Also from a dark screen; nothing is wider than the paper, and no heading is broken."""
+    """The screen may be dark; nothing is wider than the paper, and no heading is broken."""
     with opened(report, "dark") as (page, _):
         page.emulate_media(media="print")
         page.set_viewport_size({"width": 700, "height": 1000})
@@ -290,7 +290,7 @@ _NOTE_WHEN_CONTEXTS_ARE_SHOWN = """
 
 @pytest.mark.alone
 def test_four_saes_of_16384_latents_open_at_once(tmp_path: Path) -> None:
-    """Below 15 MB, and in less than two seconds until contexts are on the page."""
+    """The file is below 15 MB, and contexts are on the page in less than two seconds."""
     report = write_report(large_run(tmp_path, 16_384))[0]
     assert report.stat().st_size < 15e6
     with opened(report, "light") as (page, complaints):

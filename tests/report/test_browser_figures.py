@@ -1,4 +1,4 @@
-"""Summary and figures of the report in a real Chromium: values, and the features behind a mark."""
+"""Summary and figures of the report in a real Chromium: values, and the features of a mark."""
 
 import re
 from pathlib import Path

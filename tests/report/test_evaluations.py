@@ -287,7 +287,7 @@ def test_an_interval_around_the_margin_gives_no_verdict(run: Path, value: float)
     [(0.1, "as published"), (0.02, "cannot tell"), (-0.1, "not as published")],
 )
 def test_surface_form_is_compared_at_equal_rate(plain: Path, surface, verdict) -> None:
-    """Regardless of the shares of all stable and all unstable latents."""
+    """The shares of all stable and all unstable latents do not matter."""
     write_evaluations(plain, explaining(surface=surface))
     text, given = found(plain, "Explaining")[1]
     assert given == verdict

@@ -77,7 +77,7 @@ def set_groups(run: Path, step: float = 0.0, **keep: float) -> None:
 def test_the_verdict_follows_the_numbers(
     run: Path, keep: dict[str, float], verdicts: list[str], words: list[str]
 ) -> None:
-    """Also if stable features contribute no more than random ones."""
+    """Stable features may contribute no more than random ones."""
     set_groups(run, **keep)
     text, verdict = finding(run, "Explained variance")
     controls = [finding(run, "Controls", number) for number in (0, 1)]
@@ -138,7 +138,7 @@ def test_every_claim_is_one_line_with_numbers_and_a_figure(run: Path) -> None:
 
 
 def test_chance_alone_is_no_recurrence(run: Path) -> None:
-    """As if random directions reached the threshold as often as features do."""
+    """Random directions are made to reach the threshold as often as features do."""
     assert holds(run, "Stability") == HOLDS
     record = read_json(run / STABILITY)
     record["chance"] = [0.999 for _ in record["chance"]]

@@ -44,7 +44,7 @@ def test_status_is_of_the_last_requested_stage(tmp_path: Path) -> None:
 
 
 def test_settings_of_later_stages_are_accepted_once(tmp_path: Path) -> None:
-    """Also if no requested stage depends on them."""
+    """Requested stages need not depend on them."""
     out = tmp_path / "out"
     run_sweep(small_sweep(tmp_path / "one", TWO), out, until="train")
     other = small_sweep(tmp_path / "other", TWO, pool={"tokens": 700})

@@ -236,7 +236,7 @@ def test_on_the_cpu_files_are_written_immediately(
 
 
 def test_a_checkpoint_of_another_size_is_refused(tmp_path: Path) -> None:
-    """Otherwise the state would hold memory that was never written."""
+    """A state of another size would hold memory that was never written."""
     run = run_in(tmp_path)
     run.save(1, {label: {"W_enc": torch.zeros(3, 2)} for label in LABELS})
     with pytest.raises(ValueError, match="must hold 4 latents, got 3"):

@@ -13,7 +13,7 @@ from saefast.sae import VARIANTS
 
 
 def test_a_run_starts_from_given_saes(tmp_path: Path) -> None:
-    """Without learning they are returned unchanged; scaling and unscaling cancel."""
+    """They are returned unchanged without learning; scaling and unscaling cancel."""
     given = train(config(seeds=(4, 5), tokens=1000))
     before = [{name: value.clone() for name, value in sae.state_dict().items()} for sae in given]
     still = config(lr=0.0, auxk=None, seeds=(0, 1), k_start=None)

@@ -96,7 +96,7 @@ DATA = batches(30, 100, 16, torch.float32)
 
 
 def test_a_row_is_encoded_independently_of_others() -> None:
-    """In inference a row's code does not depend on the rows beside it."""
+    """The code of a row in inference does not depend on the rows beside it."""
     for name in ("batchtopk", "matryoshka", "relu", "jumprelu"):
         sae, _ = make(name, dtype=torch.float32)
         together = sae.encode(DATA[0]).to_dense(96)

@@ -133,7 +133,7 @@ def test_a_finished_run_forgets_the_state_that_a_kill_has_left(tmp_path: Path) -
 
 
 def test_the_handler_of_ctrl_c_is_restored() -> None:
-    """Also in a thread other than the main one, which must not change it."""
+    """A thread other than the main one must not change it."""
 
     def mine(*_: object) -> None:
         raise AssertionError

@@ -119,7 +119,7 @@ def test_weights_of_zero_have_no_penalty_gradient() -> None:
 
 
 def test_every_rule_changes_the_trained_sae() -> None:
-    """Otherwise the comparison above would be trivial."""
+    """The comparison above would be trivial if a rule changed nothing."""
     data = batches(20, 40, 16, torch.float64)
     results = {}
     for name, rules in RULES.items():

@@ -242,7 +242,7 @@ def test_auxk_without_normalisation_scales_with_the_dead(dead: int, chosen: str)
 
 
 def test_auxk_by_absolute_value_is_the_same_densely() -> None:
-    """As on a GPU, where places without a dead latent are masked; and with ties of both signs."""
+    """Places without a dead latent are masked as on a GPU; scores of both signs tie."""
     random = torch.Generator().manual_seed(0)
     shapes = [(30, 6), (9, 6), (9,), (9, 6), (30, 6)]
     inputs, encoder, shift, decoder, error = (

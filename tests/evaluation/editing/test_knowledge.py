@@ -170,7 +170,7 @@ def test_missing_ravel_files_raise(tmp_path):
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_the_entity_ends_at_its_last_letter(bos):
-    """Also if the tokenizer puts BOS first, or a letter takes several tokens."""
+    """The tokenizer may put BOS first, or split a letter into several tokens."""
     tokenizer = tiny_lm.tokenizer(bos=bos)
     for entity in ("Rome", "Z\u00fcrich \u00fc"):
         found = prompt(tokenizer, "In {} they speak ", entity)

@@ -63,7 +63,7 @@ def questions(count: int = 12, explanation: str = "needle") -> tuple[list[Questi
 
 
 def test_endpoint_that_knows_the_truth_scores_1_and_inverted_0() -> None:
-    """From the question to the score."""
+    """Follow the answers from the question to the score."""
     asked, labels = questions()
     for answer, wanted in ((oracle, 1.0), (inverted, 0.0)):
         with serving(answer=answer) as server:

@@ -95,7 +95,7 @@ class _Loads:
 def test_with_a_folder_no_rank_has_the_saes_before_they_are_accessed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither after the training nor when the run is found to be finished."""
+    """No rank has them after the training or when the run is found to be finished."""
     loads = _Loads(monkeypatch)
     configuration = config(latents=300, seeds=(0, 1, 2), tokens=1000)
     for _ in range(2):

@@ -177,7 +177,7 @@ def test_processes_have_the_bits_of_one_process(size: int) -> None:
 
 
 def test_latents_die_and_are_revived() -> None:
-    """Otherwise the comparisons of AuxK above would be trivial."""
+    """The comparisons of AuxK above would be trivial without dead latents."""
     step = FusedStep(sae_of(40, 300, 4), lr=1e-2, auxk=AuxK(k=6, dead_after=60))
     losses = [float(step(x).auxk) for x in rows(4, 50, 40, 0, FLOAT32)]
     assert losses[0] == 0
@@ -193,7 +193,7 @@ def test_a_batch_of_ties_goes_to_the_lowest_latents() -> None:
 
 @pytest.mark.parametrize("auxk", [None, AuxK(k=6, dead_after=10_000)], ids=["plain", "auxk"])
 def test_ranks_exchange_codes_and_norms_alone(auxk: AuxK | None) -> None:
-    """As many bytes as the design counts: 24 n k + 8 m, and less that grows with n or d alone.
+    """They exchange the bytes of the design: 24 n k + 8 m, and less that grows with n or d alone.
 
     AuxK exchanges nothing while no latent is dead.
     """
