@@ -30,7 +30,7 @@ test: .venv/installed
 	$(BIN)/pytest -m alone
 	TRITON_INTERPRET=1 $(BIN)/pytest --numprocesses auto tests/interpreted
 
-# The wheel with the CUDA C++ kernels, built for one architecture, imported and asked; no GPU needed.
+# The wheel with the CUDA C++ kernels, built for one architecture, imported and called; no GPU needed.
 cuda:
 ifeq ($(shell command -v nvcc),)
 	@echo "make cuda: nothing is built, since nvcc, the CUDA compiler, is not on the PATH"

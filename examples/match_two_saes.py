@@ -29,7 +29,7 @@ def main() -> None:
     """Match the SAEs, and print the features that they share."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("saes", nargs="*", type=Path, help="two SAEs on disk")
-    parser.add_argument("--threshold", type=float, default=0.7, help="least cosine of a match")
+    parser.add_argument("--threshold", type=float, default=0.7, help="minimum cosine of a match")
     parser.add_argument("--out", type=Path, default=Path("partners.parquet"))
     options = parser.parse_args()
     if len(options.saes) not in (0, 2):

@@ -1,4 +1,4 @@
-// Values of figures, shown where the pointer or the keyboard is, and the features behind a mark.
+// Values of figures, shown where the pointer or the keyboard is, and the features of a mark.
 (() => {
   const NEAR = 24, MANY_LINES = 6;
   const tip = document.createElement("div");
