@@ -115,7 +115,7 @@ def contribution_r2(
             where it is known.
         rows: number of rows to read; None: all, once.
         batch_size: number of rows per batch.
-        draws: number of random groups of live features for each group.
+        draws: number of random groups of alive features for each group.
         band: share of the draws between `low` and `high`.
         seed: seed of the draws and of the order of the rows.
         progress: show a progress bar on stderr.

@@ -36,9 +36,9 @@ CONVENTIONS = {
     "length ratio": "length of the reconstruction over the length of the row, mean over rows",
     "relative bias": "sum of |x'|^2 / sum of <x, x'>, with x' the reconstruction of x; 1 is none",
     "cosine": "cosine of row and reconstruction, mean over rows",
-    PRIMARY: "(CE_zero - CE) / (CE_zero - CE_undisturbed), CE of the next token; floor: zeros in "
+    PRIMARY: "(CE_zero - CE) / (CE_zero - CE_unmodified), CE of the next token; floor: zeros in "
     "place of the activations",
-    "KL score": "(KL_zero - KL) / KL_zero, KL(undisturbed || replaced) computed from "
+    "KL score": "(KL_zero - KL) / KL_zero, KL(unmodified || replaced) computed from "
     "log-probabilities, which do not underflow",
     "latents that fire": "share of latents active on some row",
     "dense latents": "share of latents active on more than a tenth of the rows",

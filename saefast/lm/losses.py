@@ -42,7 +42,7 @@ def counted(batch: TokenBatch) -> Tensor:
 def log_probabilities(logits: Tensor) -> Tensor:
     """Return log probabilities, in float32 at least, without gradient.
 
-    Those of the undisturbed model are computed once, for many losses.
+    Those of the unmodified model are computed once, for many losses.
     """
     logits = logits.detach()
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)

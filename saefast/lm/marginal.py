@@ -40,7 +40,7 @@ class Marginal(NamedTuple):
     ce_error: Tensor
     """[f] float64, standard error of `ce`"""
     kl: Tensor
-    """[f] float64, increase of KL(undisturbed || reconstructed) in nats per token"""
+    """[f] float64, increase of KL(unmodified || reconstructed) in nats per token"""
     kl_error: Tensor
     """[f] float64, standard error of `kl`"""
     fired: Tensor

@@ -42,15 +42,15 @@ class PatchEffect:
     ce: Estimate
     """cross entropy of the next token"""
     ce_increase: Estimate
-    """increase of the cross entropy over the undisturbed model"""
+    """increase of the cross entropy over the unmodified model"""
     kl: Estimate
-    """KL(undisturbed || replaced)"""
+    """KL(unmodified || replaced)"""
     ce_score: Estimate
-    """(CE_zero - CE) / (CE_zero - CE_undisturbed): 1 as undisturbed, 0 as with zeros"""
+    """(CE_zero - CE) / (CE_zero - CE_unmodified): 1 as unmodified, 0 as with zeros"""
     kl_score: Estimate
     """(KL_zero - KL) / KL_zero"""
     ce_score_mean: Estimate
-    """(CE_mean - CE) / (CE_mean - CE_undisturbed): 0 as with the mean activation"""
+    """(CE_mean - CE) / (CE_mean - CE_unmodified): 0 as with the mean activation"""
     kl_score_mean: Estimate
     """(KL_mean - KL) / KL_mean"""
 
@@ -60,7 +60,7 @@ class Patching:
     """Effects of all replacements of `evaluate_patched`."""
 
     clean: PatchEffect
-    """the undisturbed model"""
+    """the unmodified model"""
     zero: PatchEffect
     """zeros in place of the activations"""
     mean: PatchEffect
@@ -176,7 +176,7 @@ def patched_losses(
     batches: list[TokenBatch],
     progress: bool = True,
 ) -> dict[str, Losses]:
-    """Return the losses of every replacement, and "clean", those of the undisturbed model."""
+    """Return the losses of every replacement, and "clean", those of the unmodified model."""
     parts: dict[str, list[Losses]] = {}
     rest = Suffix(model.model, site)
     predictions = sum(int(counted(batch).sum()) for batch in batches)

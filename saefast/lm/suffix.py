@@ -32,7 +32,7 @@ class Suffix:
     def begin(
         self, ids: Tensor, positions: Tensor | None = None, *, first: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Return the activations [contexts, length, d] at the site and the logits, undisturbed.
+        """Return the activations [contexts, length, d] at the site and the logits, unmodified.
 
         `positions` [p] are the positions at which logits are returned, here and by `logits`; None:
         all. They must not lie before `first`, the first position at which activations may change:

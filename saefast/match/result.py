@@ -136,5 +136,5 @@ class Pair(NamedTuple):
 
 
 def spread(values: Tensor, alive: UnitRows, dead: int = 0) -> Tensor:
-    """Scatter values of the alive features to their places among all, with `dead` elsewhere."""
+    """Scatter values of the alive features to their positions among all, with `dead` elsewhere."""
     return values.new_full((alive.size,), dead).index_copy(0, alive.place, values)

@@ -78,7 +78,7 @@ class Context(NamedTuple):
     columns: Tensor
     """[prompts] index of the prompt's last position among the positions of the logits"""
     logits: Tensor
-    """[prompts, vocabulary] logits after the undisturbed prompts"""
+    """[prompts, vocabulary] logits after the unmodified prompts"""
 
     @property
     def h(self) -> Tensor:
@@ -113,7 +113,7 @@ class Interchange:
         return self.rows[source].to(h)
 
     def begin(self, prompts: Sequence[int]) -> Context:
-        """Run undisturbed prompts to the site and on to the logits."""
+        """Run unmodified prompts to the site and on to the logits."""
         texts = [self.questions[number].prompt for number in prompts]
         last = torch.tensor([len(text.ids) - 1 for text in texts])
         positions = torch.unique(last)
@@ -156,7 +156,7 @@ class Interchange:
 
         Returns:
             [changes, pairs] bool, whether the wanted answer was given; and [pairs] bool, whether
-            the undisturbed model gives the base's value, without which a pair is uninformative.
+            the unmodified model gives the base's value, without which a pair is uninformative.
         """
         hits = torch.zeros(len(changes), len(pairs), dtype=torch.bool)
         valid = torch.zeros(len(pairs), dtype=torch.bool)

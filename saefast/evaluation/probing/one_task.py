@@ -23,7 +23,7 @@ from saefast.nulls.permutations import generator_of
 
 _WIDE_PENALTIES = torch.logspace(-1, 4, 6, dtype=torch.float64)
 _NEAR = 0.05
-"""Share of the live latents above and below in mass that count as equally active"""
+"""Share of the alive latents above and below in mass that count as equally active"""
 _FEWEST_NEAR = 10
 
 
@@ -193,7 +193,7 @@ def _permutations(split: Split, draws: int) -> list[Tensor]:
 def _random_sets(
     best: Tensor, activity: Tensor, live: Tensor, generator: torch.Generator, draws: int
 ) -> Tensor:
-    """Draw sets [draws, k] of live latents, each about as active as the chosen one in its place."""
+    """Draw sets [draws, k] of alive latents, each about as active as the latent it replaces."""
     order = activity.argsort(stable=True)
     order = order[live[order]]
     rank = torch.full((len(activity),), -1)

@@ -99,7 +99,7 @@ def largest(scores: Tensor, k: int, allowed: Tensor | None = None) -> Tensor:
 
 
 def folds_of(labels: Tensor, seed: int, count: int = _FOLDS) -> Tensor:
-    """Assign examples [n] to folds, each class evenly; return the numbers of folds [n] int64."""
+    """Assign examples [n] to folds, each class evenly; return the indices of folds [n] int64."""
     folds = torch.zeros(len(labels), dtype=torch.int64)
     for value in (False, True):
         places = (labels == value).nonzero()[:, 0]

@@ -123,15 +123,15 @@ def steer(
     Outcomes, each measured where it is defined:
 
     - rule: share of new tokens on which the latent's executable explanation holds;
-    - other seed: share of new tokens on which its matches in other SAEs fire when the undisturbed
+    - other seed: share of new tokens on which its matches in other SAEs fire when the unmodified
       model reads the text;
     - judge: whether a judge prefers the text to the unsteered one in both orders;
-    - self: share of new tokens on which the latent itself fires when the undisturbed model reads
+    - self: share of new tokens on which the latent itself fires when the unmodified model reads
       the text;
     - embedding: cosine of the vectors of text and explanation.
 
     A text is a success if its outcome exceeds the outcome of the unsteered text by at least
-    `least_gain`, and its mean loss under the undisturbed model exceeds the loss of the unsteered
+    `least_gain`, and its mean loss under the unmodified model exceeds the loss of the unsteered
     text by less than `most_loss`. The primary measure is the share of successes minus the share
     along the mismatched direction.
 

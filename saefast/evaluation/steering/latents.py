@@ -153,13 +153,13 @@ class SiteRows:
         return unit
 
     def latents(self, sae: SAE, wanted: int, groups: Mapping[str, Tensor], seed: int) -> Latents:
-        """Sample live latents of an SAE, in equal numbers from every combination of groups.
+        """Sample alive latents of an SAE, in equal numbers from every combination of groups.
 
         Within a combination, latents are taken at equal distances in the order of firing rate.
 
         Args:
             sae: SAE for the activations.
-            wanted: number of latents; all live ones, if they are fewer.
+            wanted: number of latents; all alive ones, if they are fewer.
             groups: groups of latents {name: [m] bool}.
             seed: seed of the sample.
 

@@ -65,9 +65,9 @@ class Continuations:
         readings = list(opening.read(tokens, activations))
         self.tokens = tokens
         self.loss = torch.cat([reading.loss for reading in readings]).double().mean(1).cpu()
-        """[n] float64 mean loss of a new token under the undisturbed model, in nats"""
+        """[n] float64 mean loss of a new token under the unmodified model, in nats"""
         self.activations = torch.cat([reading.activations for reading in readings])
-        """[n, length, d] activations of the new tokens in the undisturbed model"""
+        """[n, length, d] activations of the new tokens in the unmodified model"""
         self._prompt, self._tokenizer = opening.prompt, tokenizer
 
     @cached_property
@@ -157,7 +157,7 @@ class RuleShare(_Valued):
 
 
 class Firing(_Valued):
-    """Share of the new tokens on which latents fire when the undisturbed model reads the text.
+    """Share of the new tokens on which latents fire when the unmodified model reads the text.
 
     Args:
         name: name of the outcome.

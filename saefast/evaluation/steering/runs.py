@@ -130,7 +130,7 @@ class Compared:
     gain: Mapping[str, Tensor]
     """by outcome, differences [n] float64 of the value to the value of the unsteered text"""
     loss: Tensor
-    """[n] float64 rise of the mean loss of a new token under the undisturbed model, in nats"""
+    """[n] float64 rise of the mean loss of a new token under the unmodified model, in nats"""
     bigrams: Tensor
     """[n] float64 share of distinct pairs of adjacent tokens"""
 
@@ -154,7 +154,7 @@ class Written:
     unsteered: Compared
     """second unsteered text, compared for each of [items]"""
     divergence: Tensor
-    """[n] float64 KL(undisturbed || steered) of the first new token, in nats"""
+    """[n] float64 KL(unmodified || steered) of the first new token, in nats"""
 
 
 @dataclass(frozen=True, kw_only=True)

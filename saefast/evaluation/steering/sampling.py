@@ -12,7 +12,7 @@ _NEAR = 0.05  # share of the latents, in order of firing rate, that count as equ
 def sampled(
     fired: Tensor, label: Tensor, wanted: int, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose live latents, equally many of each set, at equal distances in firing rate.
+    """Choose alive latents, equally many of each set, at equal distances in firing rate.
 
     Args:
         fired: [m] number of firings of each latent.
