@@ -46,6 +46,6 @@ def refuse_tangents(*operands: Tensor | None) -> None:
         dual = forward_ad.unpack_dual(operand)  # type: ignore[no-untyped-call]
         if dual.tangent is not None:
             raise NotImplementedError(
-                "forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad) are not implemented; "
-                "use reverse mode, or the functions of saefast.reference"
+                "forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad) are not implemented;"
+                " use reverse mode, or the functions of saefast.reference"
             )
