@@ -289,6 +289,23 @@ class SAE(nn.Module):
             y = y * scale + shift
         return y if x is None or not self.skip else y + x @ self.W_skip.T
 
+    def contributions(self, code: SparseCode, x: Tensor) -> SparseCode:
+        """Return a code with the weights of decoder rows in the reconstruction of `x`.
+
+        They are the values of the code; an SAE that normalises rows multiplies them by the scale of
+        each row.
+
+        Args:
+            code: values and indices [n, w], as returned by `encode`.
+            x: [n, d] the encoded rows.
+
+        Returns:
+            Code of weights [n, w] and the same indices.
+        """
+        if self.normalise == "none":
+            return code
+        return SparseCode(code.values * self._levels(x)[1], code.indices)
+
     def forward(self, x: Tensor) -> Tensor:
         """Encode and decode activations.
 

@@ -16,7 +16,7 @@ from saefast.evaluation.reconstruction import Spread, sum_of_squares
 from saefast.nulls.draws import Spreads, mass_matched, size_matched
 from saefast.ops.gather_dots import gather_dots
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.sae import SAE, as_saes, code_of
+from saefast.sae import SAE, as_saes
 from saefast.stability.groups import Groups, as_groups
 from saefast.types import SparseCode, brief
 
@@ -190,15 +190,20 @@ class _Sums:
 
     def add(self, x: Tensor, target: Tensor) -> None:
         sae = self._sae
-        code = code_of(sae, x)
+        rows = x.to(sae.W_dec)
+        own = sae.encode(rows)
+        code, nothing = (
+            sae.contributions(own, rows),
+            own._replace(values=torch.zeros_like(own.values)),
+        )
         goal = target.to(sae.W_dec)
-        error = goal - sae.decode(code)
+        error, rest = goal - sae.decode(own, rows), goal - sae.decode(nothing, rows)
         self._squares += sum_of_squares(error)
         self._effect += self._effects(code, error)
         for number, mask in enumerate(self._masks):
             values = code.values * mask[code.indices]
             part = sparse_decode(values, code.indices, sae.W_dec)
-            self._kept[number] += sum_of_squares(goal - sae.b_dec - part)
+            self._kept[number] += sum_of_squares(rest - part)
             self._dropped[number] += sum_of_squares(error + part)
 
     def _effects(self, code: SparseCode, error: Tensor) -> Tensor:

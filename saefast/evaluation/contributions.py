@@ -19,7 +19,7 @@ from saefast.linalg import side_by_side
 from saefast.nulls.draws import mass_matched, size_matched
 from saefast.nulls.permutations import NullTest, beside
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.sae import SAE, as_saes, code_of
+from saefast.sae import SAE, as_saes
 from saefast.stability.groups import Groups, Scored, feature_groups
 from saefast.types import SparseCode, brief
 
@@ -146,7 +146,7 @@ def contribution_r2(
     width = batch_size * saes[0].d_out
     with torch.no_grad(), side_by_side(width * 12 * len(saes)) as run:
         for part in one_pass:
-            codes = [SparseCode(*(its.cpu() for its in code_of(sae, part.x))) for sae in saes]
+            codes = [_weights_of_rows(sae, part.x) for sae in saes]
 
             def add(i: int, codes: list[SparseCode] = codes) -> None:
                 each = zip(codes, decoders, variants[i].masks, strict=True)
@@ -165,6 +165,13 @@ class _Variant(NamedTuple):
     """None for the group itself"""
     masks: list[Tensor]
     """[m] bool for each SAE"""
+
+
+def _weights_of_rows(sae: SAE, x: Tensor) -> SparseCode:
+    """Return the weights of decoder rows in the reconstructions of x, on the CPU."""
+    x = x.to(sae.W_dec)
+    values, indices = sae.contributions(sae.encode(x), x)
+    return SparseCode(values.cpu(), indices.cpu())
 
 
 def _contribution(code: SparseCode, decoder: Tensor, mask: Tensor) -> Tensor:

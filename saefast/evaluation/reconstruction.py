@@ -10,7 +10,7 @@ from torch import Tensor
 from saefast.activations.one_pass import OnePass
 from saefast.activations.protocol import ActivationSource
 from saefast.ops.latent_sum import column_sum
-from saefast.sae import SAE, as_saes, code_of
+from saefast.sae import SAE, as_saes
 from saefast.types import brief
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ def reconstruction(
     for part in one_pass:
         spread.add(part.target)
         for number, sae in enumerate(saes):
-            code = code_of(sae, part.x)
-            squares[number] += sum_of_squares(part.target.to(sae.W_dec) - sae.decode(code))
+            x = part.x.to(sae.W_dec)
+            code = sae.encode(x)
+            squares[number] += sum_of_squares(part.target.to(sae.W_dec) - sae.decode(code, x))
             active = code.indices[code.values != 0].cpu()
             fired[number] += torch.bincount(active, minlength=sae.m)
     return [

@@ -223,12 +223,13 @@ def _threshold(found: SourceFile) -> Tensor:
 
 
 def _k(found: SourceFile) -> int:
-    in_file, recorded = found.scalar("k"), found.setting("k", int, found.k)
-    if in_file is None and recorded is None:
-        raise ValueError(f"{found.path} does not say k; give load_sae a k")
+    in_file, recorded = found.scalar("k"), found.setting("k", int, None)
     if in_file is not None and recorded is not None and in_file != recorded:
         raise ValueError(f"{found.path}: k is {in_file:g}, but {found.config_name} says {recorded}")
-    return int(recorded if in_file is None else in_file)
+    known = next((k for k in (in_file, recorded, found.k) if k is not None), None)
+    if known is None:
+        raise ValueError(f"{found.path} does not say k; give load_sae a k")
+    return int(known)
 
 
 def _metadata(found: SourceFile, parts: SAEWeights, norm: float | None) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class DelphiConfig(NamedTuple):
     """variant of the SAE"""
     transcode: bool
     """whether it reconstructs another site than it encodes"""
-    skip_connection: bool = False
-    """whether a linear map of the input is added; no SAE of saefast has one"""
+    skip_connection: bool
+    """whether a linear map of the input is added to the reconstruction"""
 
 
 class DelphiSae(nn.Module):
@@ -55,7 +55,7 @@ class DelphiSae(nn.Module):
     def __init__(self, sae: SAE) -> None:
         super().__init__()
         self.sae, self.num_latents, self.d_in = sae, sae.m, sae.d
-        self.cfg = DelphiConfig(sae.k, sae.m, sae.variant, sae.transcodes)
+        self.cfg = DelphiConfig(sae.k, sae.m, sae.variant, sae.transcodes, sae.skip)
 
     @property
     def device(self) -> torch.device:

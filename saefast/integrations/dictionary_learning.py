@@ -20,6 +20,7 @@ from dictionary_learning.trainers.top_k import AutoEncoderTopK, TopKTrainer, geo
 from torch import Tensor, nn
 
 from saefast import checks
+from saefast.integrations.autoencoder import check_autoencoder
 from saefast.integrations.pre_activations import precision_at
 from saefast.sae import SAE
 from saefast.storage import load_sae
@@ -200,13 +201,12 @@ class SaefastDictionary(Dictionary):  # type: ignore[misc]
     """`saefast.SAE` with the interface that dictionary_learning's evaluations expect.
 
     Args:
-        sae: any SAE that reconstructs its input.
+        sae: any SAE that reconstructs its input and does not normalise rows.
     """
 
     def __init__(self, sae: SAE) -> None:
         super().__init__()
-        if sae.transcodes:
-            raise ValueError("sae must reconstruct its input, got a transcoder")
+        check_autoencoder(sae)
         self.sae = sae
         self.activation_dim, self.dict_size = sae.d, sae.m
 

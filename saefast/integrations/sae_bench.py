@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saefast.integrations.autoencoder import check_autoencoder
 from saefast.sae import K_PER_ROW, SAE
 
 
@@ -72,7 +73,7 @@ class SaeBenchSae(nn.Module):
     reconstructions are those of the SAE. Weights are a copy and must not be trained.
 
     Args:
-        sae: any SAE that reconstructs its input.
+        sae: any SAE that reconstructs its input and does not normalise rows.
         model_name: SAEBench's name of the language model.
         hook_layer: number of the layer whose output the SAE was trained on.
         hook_name: name of the hook; None: the residual stream after the layer.
@@ -103,8 +104,7 @@ class SaeBenchSae(nn.Module):
         **settings: Any,
     ) -> None:
         super().__init__()
-        if sae.transcodes:
-            raise ValueError("sae must reconstruct its input, got a transcoder")
+        check_autoencoder(sae)
         norms = sae.W_dec.detach().norm(dim=1)
         self.register_buffer("norms", torch.where(norms > 0, norms, 1.0))
         self.sae = sae

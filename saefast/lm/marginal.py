@@ -147,9 +147,10 @@ def _without_each(
     truth = log_probabilities(clean)
     kept = batch.kept.to(activations.device)
     x = activations[kept].to(sae.W_dec.dtype)
-    code = sae.encode(x)
+    own = sae.encode(x)
+    code = sae.contributions(own, x)
     # In the dtype of the SAE: half precision may not resolve an absence in the sum.
-    full = put(activations.to(x.dtype), kept, sae.decode(code))
+    full = put(activations.to(x.dtype), kept, sae.decode(own, x))
     base = losses(rest.logits(full), truth, batch)
     strengths = full.new_zeros(len(features), *kept.shape)
     for number, feature in enumerate(features.to(x.device)):
@@ -175,8 +176,9 @@ def _slopes(rest: Suffix, sae: SAE, batch: TokenBatch, fired: Tensor) -> Losses:
     truth = log_probabilities(clean)
     kept = batch.kept.to(activations.device)
     with torch.no_grad():
-        code = sae.encode(activations[kept].to(sae.W_dec.dtype))
-        reconstruction = sae.decode(code)
+        x = activations[kept].to(sae.W_dec.dtype)
+        own = sae.encode(x)
+        code, reconstruction = sae.contributions(own, x), sae.decode(own, x)
     fired += torch.bincount(code.indices[code.values != 0].cpu(), minlength=sae.m)
     reconstruction.requires_grad_()
     logits = rest.logits(put(activations, kept, reconstruction))

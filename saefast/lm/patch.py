@@ -150,12 +150,13 @@ def evaluate_patched(
     def replacements(x: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "zero", torch.zeros_like(x)
         yield "mean", average.to(x).expand_as(x)
-        code = sae.encode(x.to(sae.W_dec.dtype))
-        yield "full", sae.decode(code)
+        rows = x.to(sae.W_dec)
+        code = sae.encode(rows)
+        yield "full", sae.decode(code, rows)
         for name, mask in chosen.items():
-            kept = torch.where(mask.to(x.device)[code.indices], code.values, 0.0)
-            yield f"keep {name}", sae.decode(SparseCode(kept, code.indices))
-            yield f"drop {name}", sae.decode(SparseCode(code.values - kept, code.indices))
+            kept = torch.where(mask.to(rows.device)[code.indices], code.values, 0.0)
+            yield f"keep {name}", sae.decode(SparseCode(kept, code.indices), rows)
+            yield f"drop {name}", sae.decode(SparseCode(code.values - kept, code.indices), rows)
 
     by_name = patched_losses(model, found, replacements, batches, progress)
     predictions = torch.cat([counted(batch).sum(1) for batch in batches])
@@ -197,7 +198,7 @@ def patched_losses(
 
 def put(activations: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
     """Return the activations [contexts, length, d] with other rows where `kept` is true."""
-    return activations.masked_scatter(kept[:, :, None], rows.to(activations.dtype))
+    return activations.masked_scatter(kept[:, :, None], rows.to(activations))
 
 
 def held_out_batches(

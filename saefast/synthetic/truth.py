@@ -150,7 +150,7 @@ def explain(sae: SAE, world: World, *, rows: int = 65_536, seed: int = 1) -> Exp
     shown = torch.zeros(world.m, dtype=torch.int64)
     for drawn in world.blocks(rows, seed=seed):
         code = sae.encode(drawn.x)
-        reconstruction = sae.decode(code)
+        reconstruction = sae.decode(code, drawn.x)
         spread.add(drawn.x, {"all": reconstruction})
         shrunk += _lengths(reconstruction, drawn.x)
         there = drawn.values > 0

@@ -78,3 +78,4 @@ def test_classes_are_detected_without_a_config(tmp_path: Path, variant: str) -> 
     folder = saefast.save_sae(sae, tmp_path / "a", format="dictionary_learning")
     (folder / "config.json").unlink()
     assert_close(saefast.load_sae(folder)(X), sae(X).double())
+    assert len(saefast.load_dictionaries(folder)[0].W_dec) == M

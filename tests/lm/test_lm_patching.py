@@ -18,6 +18,7 @@ from saefast.lm import (
 )
 from saefast.lm.packing import Packing
 from saefast.lm.sites import capture
+from saefast.types import SparseCode
 
 pytestmark = pytest.mark.usefixtures("light")
 
@@ -268,3 +269,48 @@ class TestMarginalEffects:
         torch.testing.assert_close(
             exact.ce_error, slope.ce_error, rtol=0.05, atol=5e-3 * float(slope.ce_error.max())
         )
+
+
+@pytest.mark.parametrize("settings", [{"normalise": "layer_norm"}, {"skip": True}])
+class TestSaesThatDecodeWithRows:
+    SETTINGS = TestPatching.SETTINGS
+
+    def test_effects_equal_their_definition(self, settings: dict[str, Any]) -> None:
+        model, sae = llama(), random_sae(**settings)
+        if sae.skip:
+            sae.W_skip.add_(0.1 * torch.eye(D).flip(0))
+        mask = torch.rand(48, generator=torch.Generator().manual_seed(0)) < 0.4
+
+        def keeping(keep: Tensor) -> Any:
+            def change(x: Tensor) -> Tensor:
+                values, indices = sae.encode(x)
+                return sae.decode(SparseCode(values * keep[indices], indices), x)
+
+            return change
+
+        found = evaluate_patched(model, 1, sae, {"some": mask}, **self.SETTINGS)
+        full = plainly(model, 1, sae)
+        assert found.full.ce.value == pytest.approx(full[0], rel=1e-5)
+        for effect, keep in ((found.keep["some"], mask), (found.drop["some"], ~mask)):
+            assert effect.ce.value == pytest.approx(plainly(model, 1, keeping(keep))[0], rel=1e-5)
+        features = torch.tensor([5, 0, 41, 17])
+        marginal = marginal_effects(model, 1, sae, features, **self.SETTINGS)
+        for i, feature in enumerate(features.tolist()):
+            ce, kl = plainly(model, 1, keeping(torch.arange(48) != feature))
+            assert float(marginal.ce[i]) == pytest.approx(ce - full[0], rel=1e-3, abs=1e-6)
+            assert float(marginal.kl[i]) == pytest.approx(kl - full[1], rel=1e-3, abs=1e-6)
+
+    def test_the_first_order_is_the_limit_of_differences(self, settings: dict[str, Any]) -> None:
+        model, sae = gpt2(torch.float64), random_sae(24, torch.float64, **settings)
+        found = first_order_effects(model, 1, sae, **self.SETTINGS)
+        feature, step = int(found.fired.argmax()), 1e-4
+
+        def less(x: Tensor, by: float) -> Tensor:
+            values, indices = sae.encode(x)
+            return sae.decode(
+                SparseCode(values * (1 - by * (indices == feature).double()), indices), x
+            )
+
+        low, high = (plainly(model, 1, lambda x, by=by: less(x, by)) for by in (-step, step))
+        for slope, a, b in zip((found.ce, found.kl), low, high, strict=True):
+            assert float(slope[feature]) == pytest.approx((b - a) / (2 * step), rel=1e-5)

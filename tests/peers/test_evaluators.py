@@ -4,6 +4,7 @@ import dataclasses
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -160,6 +161,16 @@ def test_transcoders_are_refused_where_inputs_are_reconstructed() -> None:
         SaeBenchSae(transcoder, "gemma-2-2b", 12)
     with pytest.raises(ValueError, match="transcoder"):
         SaefastDictionary(transcoder)
+
+
+@pytest.mark.parametrize("settings", [{"normalise": "layer_norm"}, {"skip": True}])
+def test_saes_that_need_rows_to_decode_are_refused_where_there_are_none(settings: Any) -> None:
+    sae = saefast.SAE(D, M, k=K, **settings)
+    with pytest.raises(ValueError, match="must not normalise rows or have a skip connection"):
+        SaeBenchSae(sae, "gemma-2-2b", 12)
+    with pytest.raises(ValueError, match="must not normalise rows or have a skip connection"):
+        SaefastDictionary(sae)
+    assert DelphiSae(sae).cfg.skip_connection == sae.skip
 
 
 @each_variant
