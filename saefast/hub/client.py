@@ -8,6 +8,8 @@ from typing import Any
 
 MAIN = "main"
 """Default branch, used if no revision is given."""
+OFFLINE = "HF_HUB_OFFLINE is set"
+"""Reason of `Unreachable` where the user's settings forbid requests to the hub."""
 
 
 class Unreachable(ConnectionError):
@@ -60,7 +62,7 @@ def explained(client: Any, repository: str, revision: str | None) -> Iterator[No
     try:
         yield
     except errors.OfflineModeIsEnabled as error:
-        raise Unreachable("HF_HUB_OFFLINE is set") from error
+        raise Unreachable(OFFLINE) from error
     except errors.GatedRepoError as error:
         raise PermissionError(
             f"{where} is gated: accept its terms on the page {client.endpoint}/{repository}, then "

@@ -2,13 +2,14 @@
 
 import difflib
 import re
-import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from saefast.formats.source import BESIDE, CONFIGS, weights_among
+from saefast.hub.cached import cached_copy
 from saefast.hub.client import MAIN, Unreachable, explained, hub_client
+from saefast.hub.reachable import LONGEST_WAIT
 
 
 def is_repository(path: str) -> bool:
@@ -50,20 +51,14 @@ def download_sae(
     place = (subfolder or "").strip("/")
     try:
         with explained(client, repository, revision):
-            listed = client.model_info(repository, revision=revision)
+            listed = client.model_info(repository, revision=revision, timeout=LONGEST_WAIT)
         names = [each.rfilename for each in listed.siblings or ()]
         wanted = _sae_among(names, place, f"{repository} (revision {revision or MAIN})")
         with explained(client, repository, revision):
             root = _download(client, repository, revision, wanted.files)
     except Unreachable as error:
-        root, names = _cached(client, repository, revision, error)
+        root, names = cached_copy(client, repository, revision, error)
         wanted = _sae_among(names, place, f"the cached copy of {repository}, {root},")
-        if "HF_HUB_OFFLINE" not in str(error):
-            warnings.warn(
-                f"the hub at {client.endpoint} cannot be reached ({error}): {repository} is read "
-                f"from the cache, at commit {root.name}",
-                stacklevel=2,
-            )
     return root / wanted.path
 
 
@@ -133,27 +128,3 @@ def _download(client: Any, repository: str, revision: str | None, files: list[st
         root = local.parents[name.count("/")]
     assert root is not None
     return root
-
-
-def _cached(
-    client: Any, repository: str, revision: str | None, reason: Unreachable
-) -> tuple[Path, list[str]]:
-    """Return the folder of the revision in the cache, and the paths of the files in it."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        # No pattern: which files the folder must hold is decided by its contents.
-        root = Path(
-            client.snapshot_download(
-                repository, revision=revision, allow_patterns=[], local_files_only=True
-            )
-        )
-    except LocalEntryNotFoundError:
-        at = "" if revision is None else f" at revision {revision!r}"
-        raise ConnectionError(
-            f"{repository}{at} is neither a path here nor in the cache {constants.HF_HUB_CACHE}, "
-            f"and the hub at {client.endpoint} cannot be reached ({reason}): check the connection, "
-            f"HF_ENDPOINT and HF_HUB_OFFLINE, or give the path of a folder on this machine"
-        ) from reason
-    return root, [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]

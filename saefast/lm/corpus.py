@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saefast.hub.download import is_repository
+from saefast.hub.reachable import require_hub
 from saefast.lm.requirements import needed
 
 HELD_OUT_SHARE = 0.1
@@ -211,6 +213,9 @@ def _load_dataset(name: str, split: str, options: dict[str, Any]) -> Any:
     """Load a data set; errors say in one sentence what to do."""
     load = needed("datasets", "datasets").load_dataset
     try:
+        # Without streaming, `datasets` may find the rows in its own cache.
+        if options.get("streaming") and is_repository(name) and not Path(name).exists():
+            require_hub(name, "dataset")
         return load(name, split=split, **options)
     except FileNotFoundError as error:  # datasets.exceptions.DatasetNotFoundError is one, too
         raise FileNotFoundError(

@@ -13,6 +13,7 @@ import torch
 
 from saefast import checks
 from saefast.activations.protocol import dtype_name
+from saefast.hub.reachable import cache_must_serve
 from saefast.lm.requirements import GGUF_READERS, SMOLLM2_MODULE, needed, require
 from saefast.lm.weights_cache import cached_gguf, errors_only, silenced
 from saefast.ops.cpu import native
@@ -114,13 +115,16 @@ def load_model(
     if gguf is not None:
         require(*GGUF_READERS)
         folder = cached_gguf(gguf, progress)
+    from_cache = not Path(folder).exists() and cache_must_serve(str(folder))
     try:
         hidden = nullcontext() if progress and on_terminal() and gguf is None else silenced()
         with hidden, errors_only():
             model, report = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, output_loading_info=True
+                folder, dtype=dtype, output_loading_info=True, local_files_only=from_cache
             )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=from_cache
+            )
     except OSError as error:
         raise OSError(
             f"name must be {SMOLLM2!r}, a folder, a GGUF file or a model of the Hugging Face hub, "

@@ -167,6 +167,7 @@ class TestDataSets:
         monkeypatch.setitem(sys.modules, "datasets", fake)
         return calls
 
+    @pytest.mark.usefixtures("hub")  # which is asked whether it can be reached
     def test_a_run_streams_the_configuration_that_it_names(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
