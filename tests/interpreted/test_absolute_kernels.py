@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from helpers.codes import assert_same_code, assert_top_k
-from helpers.strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers, uneven
+from helpers.codes import assert_same_code
+from helpers.screened import exact_by_every_screen, failed_rows
+from helpers.strategies import Shape, layouts, normal, seeds, small_integers, uneven
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from saefast.kernels import round_rows
 from saefast.kernels.encode import topk_encode
 from saefast.ops.encode_cached import CachedEncoder
 from saefast.ops.encode_gpu import encode_rounded
-from saefast.ops.gpu_screens import ENVIRONMENT, SCREENS, GpuScreen
+from saefast.ops.gpu_screens import GpuScreen
 
 
 @st.composite
@@ -52,33 +53,18 @@ def test_integers_give_the_reference_bit_for_bit(
 def test_exact_is_the_top_k_of_full_precision_for_every_screen(
     monkeypatch: pytest.MonkeyPatch, shape: Shape, seed: int, layout: str, data: object
 ) -> None:
-    n, d, m, k = shape
-    x = as_laid_out(data((n, d), seed, torch.float32), layout)
-    weight = as_laid_out(data((m, d), seed + 1, torch.float32), layout)
-    bias, scale = (normal((m,), seed + i, torch.float32) for i in (2, 3))
-    codes = []
-    for screen in SCREENS:
-        monkeypatch.setenv(ENVIRONMENT, str(screen))
-        codes.append(saefast.topk_encode(x, weight, bias, k=k, scale=scale, absolute=True))
-    assert_top_k(codes[0], x, weight, bias, scale, absolute=True)
-    for other in codes[1:]:
-        assert_same_code(other, codes[0])
+    operands, code = exact_by_every_screen(monkeypatch, shape, seed, layout, data, absolute=True)
     # Scores have the bits of the encode by value, whatever their sign.
+    n, _, m, k = shape
+    x, weight, bias, scale = operands
     everything = saefast.topk_encode(x, weight, bias, k=m, scale=scale)
     scores = torch.zeros(n, m).scatter(1, everything.indices, everything.values)
     identity = reference.topk_encode(scores, torch.eye(m), k=k, absolute=True)
-    assert_same_code(codes[0], identity)
+    assert_same_code(code, identity)
 
 
 def test_the_screen_decides_ordinary_rows(screen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = []
-    mend = topk_encode._mend_failed
-
-    def counting(*arguments: object) -> None:
-        failed.append(int((arguments[-2].counts < arguments[-1]).sum()))
-        mend(*arguments)
-
-    monkeypatch.setattr(topk_encode, "_mend_failed", counting)
+    failed = failed_rows(monkeypatch)
     x, weight = normal((3, 40), 0, torch.float32), normal((300, 40), 1, torch.float32)
     saefast.topk_encode(x, weight, k=5, absolute=True)
     assert failed == [0, 0]

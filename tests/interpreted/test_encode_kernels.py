@@ -3,7 +3,8 @@
 import pytest
 import torch
 from helpers.codes import assert_top_k
-from helpers.strategies import Shape, as_laid_out, layouts, normal, seeds, small_integers, uneven
+from helpers.screened import exact_by_every_screen, failed_rows
+from helpers.strategies import Shape, layouts, normal, seeds, small_integers, uneven
 from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from saefast.kernels import round_rows
 from saefast.kernels.encode import hot_groups, screening, select_triton, topk_encode
 from saefast.kernels.encode.tiles import Tile, measuring
 from saefast.ops.encode_gpu import encode_rounded
-from saefast.ops.gpu_screens import ENVIRONMENT, SCREENS, GpuScreen
+from saefast.ops.gpu_screens import ENVIRONMENT, GpuScreen
 
 
 @st.composite
@@ -50,39 +51,14 @@ def test_integers_give_the_reference_bit_for_bit(
 def test_exact_is_the_top_k_of_full_precision_for_every_screen(
     monkeypatch: pytest.MonkeyPatch, shape: Shape, seed: int, layout: str, data: object
 ) -> None:
-    n, d, m, k = shape
-    x = as_laid_out(data((n, d), seed, torch.float32), layout)
-    weight = as_laid_out(data((m, d), seed + 1, torch.float32), layout)
-    bias, scale = (normal((m,), seed + i, torch.float32) for i in (2, 3))
-    codes = []
-    for screen in SCREENS:
-        monkeypatch.setenv(ENVIRONMENT, str(screen))
-        codes.append(saefast.topk_encode(x, weight, bias, k=k, scale=scale))
-    assert_top_k(codes[0], x, weight, bias, scale)
-    for other in codes[1:]:
-        assert_same_bits(other.indices, codes[0].indices)
-        assert_same_bits(other.values, codes[0].values)
-
-
-def failures(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that records the number of rows whose screen failed in each encode."""
-    seen: list[int] = []
-    mend = topk_encode._mend_failed
-
-    def counting(*arguments: object) -> None:
-        lists, k = arguments[-2:]
-        seen.append(int((lists.counts < k).sum()))
-        mend(*arguments)
-
-    monkeypatch.setattr(topk_encode, "_mend_failed", counting)
-    return seen
+    exact_by_every_screen(monkeypatch, shape, seed, layout, data)
 
 
 @pytest.mark.parametrize("precision", ["exact", "bf16"])
 def test_the_screen_decides_ordinary_rows(
     screen: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = failures(monkeypatch)
+    failed = failed_rows(monkeypatch)
     x, weight = normal((17, 40), 0, torch.float32), normal((300, 40), 1, torch.float32)
     saefast.topk_encode(x, weight, k=5, precision=precision)
     assert failed == [0]
@@ -93,7 +69,7 @@ def test_the_screen_decides_ordinary_rows(
 def test_rows_whose_screen_fails_are_scored_in_full(
     screen: str, trouble: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failed = failures(monkeypatch)
+    failed = failed_rows(monkeypatch)
     n, d, m, k = 3, 12, 200, 6
     x, weight = normal((n, d), 0, torch.float32), normal((m, d), 1, torch.float32)
     bias = None

@@ -4,7 +4,6 @@ import socket
 import sys
 import types
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ def stored(hub: Hub, tmp_path: Path) -> Hub:
 
 
 @pytest.fixture
-def without_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def without_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Let no name resolve and no socket connect; return the list of the hosts that are tried."""
     tried: list[str] = []
 
@@ -44,7 +43,7 @@ def without_network(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
     monkeypatch.setattr(socket.socket, "connect", lambda self, address: refuse(address))
     # The retries of huggingface_hub, if there are any, wait.
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail(f"waits for {seconds} s"))
-    yield tried
+    return tried
 
 
 def test_a_model_of_the_hub_is_downloaded(stored: Hub, tmp_path: Path) -> None:
@@ -95,6 +94,8 @@ def test_a_streamed_data_set_without_a_network_is_an_error_at_once(
 ) -> None:
     load = types.SimpleNamespace(load_dataset=lambda *_, **__: pytest.fail("datasets is asked"))
     monkeypatch.setitem(sys.modules, "datasets", load)
-    with pytest.raises(ConnectionError, match=r"^dataset 'lab/texts' is not in the cache, and .*service not"):
+    with pytest.raises(
+        ConnectionError, match=r"^dataset 'lab/texts' is not in the cache, and .*service not"
+    ):
         hugging_face("lab/texts", streaming=True)
     assert without_network == ["hub.invalid"]
