@@ -121,7 +121,7 @@ class TestPatching:
         assert again.full == found.full
         assert not any("forward" in module.__dict__ for module in model.model.modules())
 
-    def test_scores_are_0_at_the_floor_and_1_undisturbed(self) -> None:
+    def test_scores_are_0_at_the_floor_and_1_unmodified(self) -> None:
         found = evaluate_patched(llama(), 1, random_sae(), **self.SETTINGS)
         clean, zero, mean, full = found.clean, found.zero, found.mean, found.full
         assert clean.kl.value == 0
@@ -168,7 +168,7 @@ class TestPatching:
             ran.clear()
             evaluate_patched(model, site, random_sae(), {"all": mask}, mean=zero, **self.SETTINGS)
             batches = ran["model.layers.0.mlp.down_proj"]
-            # undisturbed, zero, mean, full, keep and drop
+            # unmodified, zero, mean, full, keep and drop
             assert ran["model.layers.3.mlp.down_proj"] == 6 * batches
             assert ran["model.layers.1.self_attn.o_proj"] == batches
             assert ran["model.layers.2.mlp.down_proj"] == batches

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: no network unasked, no unpickling, allowed licences."""
+"""Promises of SECURITY.md: no network access by default, no unpickling, allowed licences."""
 
 import importlib.util
 import json
