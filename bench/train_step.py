@@ -116,8 +116,9 @@ def _same_first_step(shape: Shape, weights: Weights, x: Tensor) -> bool:
     saefast.FusedStep(fused, lr=LR)(x)
     plain.step(x)
     expected = plain.reconstruct.__self__  # type: ignore[attr-defined]
-    # Adam's first step is the sign of the gradient times lr, whatever its size: where a gradient is
-    # nearly zero, two correct sums may differ in sign. Count those instead of bounding them.
+    # Adam's first step is the sign of the gradient times lr, regardless of its size: where a
+    # gradient is nearly zero, two correct sums may differ in sign. Count those instead of bounding
+    # them.
     apart = [
         (mine - torchs).abs() > 0.1 * LR
         for mine, torchs in zip(fused.parameters(), expected.parameters(), strict=True)

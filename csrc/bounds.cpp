@@ -46,7 +46,7 @@ float less_threshold(double bias, double threshold) {
 template <class Storage>
 double scaled_bias(const EncodeArgs<Storage>& args, int64_t j) {
   const double bias = args.bias ? widen(args.bias[j]) : 0.0;
-  // A bias of -infinity masks a latent, whatever the sign of its scale.
+  // A bias of -infinity masks a latent, regardless of the sign of its scale.
   return args.scale && bias != -INFINITY ? bias * widen(args.scale[j]) : bias;
 }
 

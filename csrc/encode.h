@@ -3,8 +3,8 @@
 //
 // A cheap product screens all columns. A bound on its error, proven in
 // docs/concepts/exact_screening.md, leaves only columns that may belong to the result; these are
-// scored again in full precision. The result agrees with full-precision scores, whatever the
-// screen.
+// scored again in full precision. The result agrees with full-precision scores, regardless of
+// the screen.
 #pragma once
 #include "encode_args.h"
 #include "panels.h"

@@ -9,7 +9,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 LAUNCH: dict[str, Any] = {"enable_fp_fusion": True}
-"""options of every launch; sums of products use fused multiply-add, whatever Triton's default is"""
+"""options of every launch; sums of products always use fused multiply-add"""
 
 LAUNCH_FAILURES = (RuntimeError, TritonError)
 """errors after which another implementation may still succeed: those of torch, including lack of

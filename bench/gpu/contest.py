@@ -55,7 +55,7 @@ def model(
     given = dict(zip(("W_enc", "b_enc", "W_dec", "b_dec"), weights, strict=True))
     with torch.no_grad():
         for name, value in sae.state_dict().items():
-            # All other parameters start with one value, whatever their size.
+            # All other parameters start with one value, regardless of their size.
             value.copy_(given[name] if name in given else small.state_dict()[name])
     return sae
 

@@ -95,7 +95,7 @@ class _Running:
         return False
 
     def stop(self, reason: str) -> None:
-        """End the lane, whatever its state."""
+        """End the lane, regardless of its state."""
         self._kill()
         self._listen()
         if not self._done:

@@ -27,7 +27,7 @@ template <class Storage>
 struct RowKernels {
   using Compute = compute_t<Storage>;
   // out[c] = row . matrix[ids[c]] for c < count. Every product is summed in the same order,
-  // whatever `count` is.
+  // regardless of `count`.
   void (*dots)(const Storage* row, const Storage* matrix, const int64_t* ids, int64_t count,
                int64_t d, Compute* out);
   // out[:] = sum_c weights[c] * matrix[ids[c]], added in the order of c; zero if count is 0.

@@ -1,6 +1,6 @@
 """SCR and TPP as SAEBench defines them, for comparison with published numbers.
 
-Neither should rank SAEs. The audit arXiv:2605.18229 found that TPP falls as training goes on, and
+Neither should rank SAEs. The audit arXiv:2605.18229 found that TPP falls with longer training, and
 that SCR at large counts of latents is negatively correlated with the share of a planted ground
 truth that an SAE recovers. saefast computes them for conformance only; no other evaluation uses
 them.

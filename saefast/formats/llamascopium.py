@@ -70,7 +70,7 @@ def read(found: SourceFile) -> SAEWeights:
         centred=found.setting("apply_decoder_bias_to_pre_encoder", bool, False),
         transcodes=found.config.get("hook_point_in") != found.config.get("hook_point_out"),
         metadata={NAME: {k: v for k, v in found.config.items() if k not in _OWN}},
-        dtype=torch.float32,  # dtype of the computation, whatever dtype the file has
+        dtype=torch.float32,  # dtype of the computation, regardless of the file's dtype
     )
     if parts.transcodes:
         why = "a transcoder's b_dec belongs to its output, not to its input"

@@ -127,7 +127,7 @@ def _encode(
 
 @contextlib.contextmanager
 def _multiplying_in(product: str) -> Iterator[None]:
-    """Multiply float32 in float32 or with bfloat16 operands, whatever torch's settings are."""
+    """Multiply float32 in float32 or with bfloat16 operands, regardless of torch's settings."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     settings.fp32_precision = "bf16" if product == "bfloat16" else "ieee"

@@ -13,7 +13,7 @@ def scores(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None)
     Args:
         x: [n, d] rows.
         weight: [m, d] encoder rows.
-        bias: [m]; -infinity masks a latent, whatever its scale. None adds nothing.
+        bias: [m]; -infinity masks a latent, regardless of its scale. None adds nothing.
         scale: [m]; None multiplies by one.
 
     Returns:
@@ -24,7 +24,7 @@ def scores(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None)
         out = out + computed(bias)
     if scale is not None:
         out = out * computed(scale)
-    if bias is not None:  # a latent masked by -inf stays masked, whatever its scale
+    if bias is not None:  # a latent masked by -inf stays masked, regardless of its scale
         out = torch.where(bias == -torch.inf, -torch.inf, out)
     return out
 

@@ -40,8 +40,8 @@ def fit_subspaces(
 
     Features count by their direction: rows are scaled to length 1, dead features are left out. The
     computation is in float64 on the CPU, with the same bits for any number of threads. In addition
-    to the dictionaries it takes about 16 d^2 bytes per seed, whatever their sizes. A draw of a null
-    costs as much as the dictionaries themselves: use fewer draws if d is in the thousands.
+    to the dictionaries it takes about 16 d^2 bytes per seed, regardless of their sizes. A draw of a
+    null costs as much as the dictionaries themselves: use fewer draws if d is in the thousands.
 
     Six nulls state the overlap expected by chance. For overlaps, "haar", "random" and "rotated"
     have the same distribution: they distinguish directions from noise, but any directions learned

@@ -109,7 +109,7 @@ class TrainingLoop:
         self._stream = itertools.chain(ahead, self._stream)
         xs, targets = [], []
         for batch in ahead:
-            # On the CPU, where SAEs are initialised, whatever the device of the rows.
+            # On the CPU, where SAEs are initialised, regardless of the device of the rows.
             columns = [rows.float().cpu() for rows in (batch.x, batch.target) if rows is not None]
             check_finite(map(extremes, columns), batch.rows, self._source.locate)
             xs.append(columns[0])

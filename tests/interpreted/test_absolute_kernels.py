@@ -54,7 +54,7 @@ def test_exact_is_the_top_k_of_full_precision_for_every_screen(
     monkeypatch: pytest.MonkeyPatch, shape: Shape, seed: int, layout: str, data: object
 ) -> None:
     operands, code = exact_by_every_screen(monkeypatch, shape, seed, layout, data, absolute=True)
-    # Scores have the bits of the encode by value, whatever their sign.
+    # Scores have the bits of the encode by value, regardless of their sign.
     n, _, m, k = shape
     x, weight, bias, scale = operands
     everything = saefast.topk_encode(x, weight, bias, k=m, scale=scale)

@@ -37,7 +37,7 @@ def test_integers_give_the_reference_bit_for_bit(
     x, weight = small_integers((n, d), seed, dtype), small_integers((m, d), seed + 1, dtype)
     bias = small_integers((m,), seed + 2, dtype) if with_bias else None
     scale = small_integers((m,), seed + 3, dtype) if with_bias else None
-    if bias is not None:  # masked latents come last, whatever their scale
+    if bias is not None:  # masked latents come last, regardless of their scale
         bias[torch.rand(m, generator=torch.Generator().manual_seed(seed)) < 0.3] = -torch.inf
     expected = reference.topk_encode(x, weight, bias, k=k, scale=scale, absolute=absolute)
     for screen in usable_screens():

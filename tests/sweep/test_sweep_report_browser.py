@@ -53,7 +53,7 @@ def lines(page: Any, figure: str) -> int:
 
 @pytest.mark.parametrize("screen", sorted(SCREENS))
 def test_it_loads_and_fits(report: Path, screen: str) -> None:
-    """No console message, no request, no scrolling sideways, whatever lines are chosen."""
+    """No console message, no request, no scrolling sideways, for any choice of lines."""
     with opened(report, screen) as (page, complaints):
         for choice in range(len(AXES) + 1):
             page.check(f"#lines-{choice}")

@@ -74,7 +74,7 @@ HEADERS: dict[str, tuple[Any, bytes]] = {
 def test_headers_of_safetensors(case: str, read: Callable[[Path], object], tmp_path: Path) -> None:
     path = tensors_file(tmp_path / "a.safetensors", *HEADERS[case])
     if case == "overlapping" and read is open_activations:
-        pytest.skip("reads a tensor by its own place, whatever the others are")
+        pytest.skip("reads a tensor by its own place, regardless of the others")
     refused(path, read)
 
 

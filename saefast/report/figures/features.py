@@ -222,8 +222,9 @@ def effect_by_rate(data: RunData) -> Figure:
         "effect-by-rate",
         "Effect of a feature at equal frequency",
         "Median share of the variance that is lost without a feature, among features with a "
-        "similar firing rate, whatever their strength. Lines at the same height mean that unstable "
-        "features differ only in being rare. Bins with fewer than five features are left out.",
+        "similar firing rate, regardless of their strength. Lines at the same height mean that "
+        "unstable features differ only in being rare. Bins with fewer than five features are "
+        "left out.",
         "Lines of stable, mixed and unstable features over the firing rate.",
         chart.svg(),
         _compared(lines["stable"], lines["unstable"]),

@@ -43,7 +43,7 @@ def training_curves(data: RunData) -> Figure:
         "training",
         "Training",
         "Explained variance of each SAE during training. Curves on top of each other mean that "
-        "seeds reach the same quality, whatever features they find.",
+        "seeds reach the same quality, regardless of the features that they find.",
         f"{len(labels)} curves.",
         chart.svg(),
         f"The SAEs end at an explained variance of {_between(ends, 3)}.",

@@ -63,7 +63,7 @@ class Ranks(Protocol):
         ...
 
     def fail(self, error: BaseException) -> None:
-        """Inform the other ranks that this one cannot go on, so that none waits for it.
+        """Inform the other ranks that this one cannot continue, so that none waits for it.
 
         Args:
             error: the reason.

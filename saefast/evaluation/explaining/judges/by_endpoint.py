@@ -50,8 +50,8 @@ class EndpointJudge:
         per_prompt: number of windows in a prompt.
         parallel: number of concurrent requests.
         timeout: time limit of a request, in seconds.
-        retries: number of repetitions after 429, 500 and the like, dropped connections and broken
-            JSON.
+        retries: number of repetitions after statuses such as 429 and 500, dropped connections and
+            broken JSON.
         backoff: seconds before the first repetition; doubles with each further one.
         most_tokens: number of tokens after which no more requests are sent; None: no limit.
         prices: price of a million tokens of prompts, and of answers, for `cost`; None: unknown.
