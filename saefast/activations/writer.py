@@ -220,6 +220,15 @@ def write_shard(folder: Path, number: int, columns: Mapping[str, Tensor]) -> Sha
     return Shard(name, len(columns[ROWS]), size, digest)
 
 
+def check_not_more(path: Path, rows: int, wanted: int | None) -> None:
+    """Raise ValueError if a store that is resumed already holds more rows than are wanted."""
+    if wanted is not None and rows > wanted:
+        raise ValueError(
+            f"{path} holds {rows} rows, more than the {wanted} that are requested, and rows are "
+            f"never removed; request at least as many, or choose another path"
+        )
+
+
 def check_range(rows: Tensor, dtype: torch.dtype) -> None:
     """Raise ValueError if conversion to float16 would turn a finite value into infinity."""
     if dtype != torch.float16 or rows.dtype == torch.float16:

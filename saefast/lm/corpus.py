@@ -41,8 +41,9 @@ class Corpus:
     """JSON values that describe the origin of the text; stores of activations keep them"""
 
     def __iter__(self) -> Iterator[Document]:
-        for document in self.read():
-            yield document if isinstance(document, Document) else Document(document)
+        for each in self.read():
+            document = each if isinstance(each, Document) else Document(each)
+            yield document._replace(text=_in_unicode(document.text))
 
     def train(self, share: float = HELD_OUT_SHARE) -> "Corpus":
         """Return the corpus without the documents that are held out.
@@ -86,6 +87,21 @@ class Corpus:
 
 
 Texts = Corpus | Sequence[Document | str]
+
+
+def _in_unicode(text: str) -> str:
+    """Replace halves of surrogate pairs by U+FFFD, since no tokenizer takes them.
+
+    JSON may have them: texts that were cut after a number of UTF-16 units end with such a half.
+
+    Returns:
+        Text that can be encoded.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def as_corpus(texts: Texts) -> Corpus:
@@ -139,7 +155,7 @@ def text_files(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
         files = [path] if path.is_file() else sorted(f for f in path.glob(pattern) if f.is_file())
         for file in files:
             try:
-                yield Document(file.read_text(encoding="utf-8"), str(file))
+                yield Document(file.read_text(encoding="utf-8-sig"), str(file))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{file} is not text in UTF-8: {error}") from error
 
@@ -161,15 +177,15 @@ def json_lines(path: str | Path, field: str = "text") -> Corpus:
         raise FileNotFoundError(f"{path} does not exist")
 
     def read() -> Iterator[Document]:
-        with path.open(encoding="utf-8") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 where = f"{path}, line {number}"
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{where} is not JSON: {error}") from error
+                    raise ValueError(f"{where} is not JSON in UTF-8: {error}") from error
                 yield Document(_field(row, field, where), where)
 
     return Corpus(read, {"corpus": "lines of JSON", "path": str(path), "field": field})

@@ -12,9 +12,10 @@ from saefast import checks
 from saefast.activations import StoreActivations
 from saefast.activations.protocol import check_dtype
 from saefast.activations.store import INDEX, read_index
+from saefast.activations.writer import check_not_more
 from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.corpus import Corpus, Texts
-from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.model import LanguageModel, check_context, check_model
 from saefast.lm.packing import Packing
 from saefast.lm.sites import Site, capture, find_sites
 
@@ -41,10 +42,17 @@ class PlannedStore:
     metadata: dict[str, Any]
     """metadata of the store: site, model, text and packing"""
 
-    def check_resumed(self) -> None:
-        """Raise ValueError if the store exists and was begun with other settings."""
-        if (self.path / INDEX).is_file():
-            _check_same(self.path, read_index(self.path).metadata, self.metadata)
+    def check_resumed(self, tokens: int | None) -> None:
+        """Raise ValueError if the store exists and was begun with other settings.
+
+        Args:
+            tokens: number of rows to write, which the store must not exceed; None: any.
+        """
+        if not (self.path / INDEX).is_file():
+            return
+        index = read_index(self.path)
+        _check_same(self.path, index.metadata, self.metadata)
+        check_not_more(self.path, index.rows, tokens)
 
     def existing(self) -> StoreActivations | None:
         """Return the rows of the store; None if it has none."""
@@ -114,6 +122,7 @@ def plan_harvest(
     check_model(model)
     one = isinstance(sites, int | str)
     chosen = find_sites(model.model, [sites] if isinstance(sites, int | str) else sites)
+    check_context(model, packing.context)
     source = or_builtin(corpus)
     check_dtype(dtype)
     if tokens is not None:

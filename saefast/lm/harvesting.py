@@ -92,7 +92,7 @@ class _Store:
         self, planned: PlannedStore, dtype: torch.dtype, tokens: int | None, resume: bool
     ) -> None:
         if resume:
-            planned.check_resumed()
+            planned.check_resumed(tokens)
         self._writer = StoreWriter(
             planned.path,
             planned.d,

@@ -84,6 +84,29 @@ def check_model(model: object) -> None:
         )
 
 
+def check_context(model: LanguageModel, context: int) -> None:
+    """Raise ValueError if contexts are longer than the table of positions that a model learned.
+
+    Rotary positions have no table, and no such limit.
+    """
+    config: Any = getattr(model.model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or context <= limit:
+        return
+    words = model.model.get_input_embeddings()
+    for name, module in model.model.named_modules():
+        # Some tables begin with two rows that no position uses.
+        if (
+            isinstance(module, torch.nn.Embedding)
+            and module is not words
+            and module.num_embeddings in (limit, limit + 2)
+        ):
+            raise ValueError(
+                f"context must be at most {limit}, the number of positions that the model has "
+                f"learned ({name}), got {context}"
+            )
+
+
 def load_model(
     name: str | Path,
     *,

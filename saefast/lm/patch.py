@@ -20,7 +20,7 @@ from saefast.lm.losses import (
     log_probabilities,
     losses,
 )
-from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.model import LanguageModel, check_context, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import Site, capture, find_site
 from saefast.lm.suffix import Suffix
@@ -212,6 +212,7 @@ def held_out_batches(
     """Return batches of text for evaluation, of about that many tokens."""
     checks.whole("tokens", tokens, 1)
     packing = Packing(context, batch_size, drop_bos)
+    check_context(model, context)
     batches: list[TokenBatch] = []
     for batch in packing.batches(or_builtin(corpus, held_out=True), model.tokenizer):
         batches.append(batch)

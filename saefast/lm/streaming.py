@@ -15,7 +15,7 @@ from saefast.activations.protocol import check_dtype
 from saefast.activations.shuffled import Held, Shuffled
 from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.corpus import Corpus, Texts
-from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.model import LanguageModel, check_context, check_model
 from saefast.lm.packing import Packing, TokenBatch
 from saefast.lm.sites import capture, find_sites
 from saefast.progress import ProgressBar
@@ -74,6 +74,9 @@ class LMActivations(Shuffled):
         self._model = model
         self._sites = find_sites(model.model, [site] if target is None else [site, target])
         packing = Packing(context, batch_size, drop_bos, packed, prepend_bos)
+        check_context(model, context)
+        if tokens is not None:
+            checks.whole("tokens", tokens, 1)
         self._batches_of_tokens = _tokenized(model, or_builtin(corpus), packing, tokens, progress)
         self._ends = list(accumulate(int(batch.kept.sum()) for batch in self._batches_of_tokens))
         rows = self._ends[-1] if self._ends else 0

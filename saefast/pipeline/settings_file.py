@@ -27,7 +27,7 @@ def read_settings(path: Path) -> RunSettings:
         Settings of a run.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         given = _parsed(text, path.suffix)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text: {error}") from error

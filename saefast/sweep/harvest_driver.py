@@ -95,7 +95,9 @@ def harvest_by_processes(
         rows_per_shard=rows_per_shard,
     )
     with ExitStack() as stack:
-        joiners = [stack.enter_context(_joiner(store, dtype, resume)) for store in plan.stores]
+        joiners = [
+            stack.enter_context(_joiner(store, dtype, tokens, resume)) for store in plan.stores
+        ]
         file = plan.stores[0].path / _TOKENS_FILE
         about = write_tokens(file, packing.batches(plan.source, model.tokenizer), tokens)
         stored = StoredTokens(file)
@@ -123,9 +125,11 @@ def harvest_by_processes(
     return [store.path for store in plan.stores]
 
 
-def _joiner(store: PlannedStore, dtype: torch.dtype, resume: bool) -> StoreJoiner:
+def _joiner(
+    store: PlannedStore, dtype: torch.dtype, tokens: int | None, resume: bool
+) -> StoreJoiner:
     if resume:
-        store.check_resumed()
+        store.check_resumed(tokens)
     return StoreJoiner(
         store.path,
         store.d,

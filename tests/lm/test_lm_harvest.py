@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from helpers.checkout import CHECKOUT
-from helpers.tiny_lm import TEXTS, gpt2, llama, tokenizer, write_in_place
+from helpers.tiny_lm import TEXTS, gpt2, llama, random_sae, tokenizer, write_in_place
 from torch import Tensor
 
 from saefast.activations import StoreActivations, verify_store
 from saefast.lm import (
     LanguageModel,
+    LMActivations,
     as_corpus,
+    evaluate_patched,
     find_site,
     harvest,
 )
@@ -232,6 +234,23 @@ class TestHarvest:
             harvest(other, 1, corpus=TEXTS, **again)
         harvest(model, 1, corpus=TEXTS, **{**again, "batch_size": 3})
         assert StoreActivations(tmp_path / "store").rows == 100
+        with pytest.raises(ValueError, match="holds 100 rows, more than the 80 that are requested"):
+            harvest(model, 1, corpus=TEXTS, **{**again, "tokens": 80})
+        assert StoreActivations(tmp_path / "store").rows == 100
+
+    def test_contexts_fit_the_positions_that_a_model_has_learned(self, tmp_path: Path) -> None:
+        model, settings = gpt2(), {"corpus": TEXTS * 4, "progress": False}
+        (path,) = harvest(model, 1, out=tmp_path / "s", tokens=127, context=128, **settings)
+        assert StoreActivations(path).rows == 127
+        words = r"context must be at most 128, .* learned \(transformer.wpe\), got 129"
+        with pytest.raises(ValueError, match=words):
+            harvest(model, 1, out=tmp_path / "t", context=129, **settings)
+        assert not (tmp_path / "t").exists()
+        with pytest.raises(ValueError, match=words):
+            LMActivations(model, 1, context=129, **settings)
+        with pytest.raises(ValueError, match=words):
+            evaluate_patched(model, 1, random_sae(), context=129, **settings)
+        harvest(llama(), 1, out=tmp_path / "u", tokens=600, context=600, **settings)
 
     def test_too_little_text_raises_after_writing_it(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"has only 60 of the 1000 requested") as error:

@@ -161,3 +161,6 @@ class TestStreaming:
             LMActivations(llama(), 0, corpus=TEXTS[:1], context=12, tokens=900, progress=False)
         with pytest.raises(ValueError, match="has only 0 tokens, but at least one"):
             LMActivations(llama(), 0, corpus=[], progress=False)
+        for tokens in (0, -1):
+            with pytest.raises(ValueError, match="tokens must be"):
+                LMActivations(llama(), 0, corpus=TEXTS, tokens=tokens, progress=False)

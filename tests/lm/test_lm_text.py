@@ -89,6 +89,22 @@ class TestText:
         assert [d.text for d in rows] == ["u", "v"]
         json.dumps([corpus.description, rows.description])
 
+    def test_files_from_windows_are_read(self, tmp_path: Path) -> None:
+        """They may begin with a byte-order mark, and their lines end with two characters."""
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbffirst\r\nline")
+        (tmp_path / "c.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n{"text": "y"}\r\n')
+        assert [d.text for d in text_files(tmp_path)] == ["first\nline"]
+        assert [d.text for d in json_lines(tmp_path / "c.jsonl")] == ["x", "y"]
+
+    def test_halves_of_surrogate_pairs_become_characters(self, tmp_path: Path) -> None:
+        """A tokenizer raises a TypeError for the text of such a line, which JSON allows."""
+        lines = r'{"text": "cut \ud83d"}', r'{"text": "whole \ud83d\ude00"}'
+        (tmp_path / "c.jsonl").write_text("\n".join(lines))
+        texts = [d.text for d in json_lines(tmp_path / "c.jsonl")]
+        assert texts == ["cut \ufffd", "whole \N{GRINNING FACE}"]
+        pair = as_corpus(["\ud83d\ude00 \ude00"])
+        assert [d.text for d in pair] == ["\N{GRINNING FACE} \ufffd"]
+
     def test_errors_name_sources_without_text(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
             text_files(tmp_path / "nowhere")
@@ -100,6 +116,9 @@ class TestText:
         (tmp_path / "l").write_text('{"text": "a"}\n{"tex')
         with pytest.raises(ValueError, match="line 2 is not JSON"):
             list(json_lines(tmp_path / "l"))
+        (tmp_path / "m").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+        with pytest.raises(ValueError, match="m, line 2 is not JSON in UTF-8"):
+            list(json_lines(tmp_path / "m"))
         with pytest.raises(ValueError, match=r"line 1 must have a text under 'body'.*holds text"):
             list(json_lines(tmp_path / "l", "body"))
         for wrong in ("one string", 3):

@@ -29,7 +29,7 @@ from saefast.pipeline import (
     settings_of,
 )
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import SOURCES
+from saefast.pipeline.settings import SOURCES, PlantedSettings
 from saefast.pipeline.settings_file import settings_from
 from saefast.run_folder import FEATURES, STAGES
 from saefast.synthetic.low_rank import LowRankWorld
@@ -263,6 +263,16 @@ def test_firings_are_counted_on_the_first_rows_alone(tmp_path: Path) -> None:
     more = dataclasses.replace(settings.evaluate, statistics_rows=9999)
     go_on(tmp_path, dataclasses.replace(settings, evaluate=more), "statistics")
     assert read_table(tmp_path / FEATURES)["fired"].to_pylist() == whole
+
+
+def test_fewer_rows_than_were_written_raise(tmp_path: Path) -> None:
+    """Otherwise the settings would state fewer rows than the SAEs are trained on."""
+    settings = _tiny()
+    run_pipeline(settings, tmp_path, until="harvest", progress=False)
+    assert isinstance(settings.data, PlantedSettings)
+    fewer = dataclasses.replace(settings, data=dataclasses.replace(settings.data, rows=1500))
+    with pytest.raises(ValueError, match="holds 2000 rows, more than the 1500 that are requested"):
+        go_on(tmp_path, fewer, "harvest")
 
 
 def test_gated_saes_are_not_pooled_and_the_reason_is_recorded(tmp_path: Path) -> None:

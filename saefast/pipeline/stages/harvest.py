@@ -8,6 +8,7 @@ import torch
 
 from saefast.activations import StoreWriter
 from saefast.activations.store import INDEX, read_index
+from saefast.activations.writer import check_not_more
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import HarvestSettings, PlantedSettings
 from saefast.progress import ProgressBar
@@ -109,6 +110,7 @@ def _planted(data: PlantedSettings, rows: int, stream: int, path: Path, progress
         writer,
         ProgressBar("planting", total=rows, unit="rows", progress=progress) as bar,
     ):
+        check_not_more(path, writer.rows, rows)
         done = 0
         for block in world.blocks(rows, seed=stream):
             missing = block.x[max(writer.rows - done, 0) :]

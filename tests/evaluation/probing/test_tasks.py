@@ -174,6 +174,17 @@ def test_errors_name_bad_tables(
         table_tasks(path)
 
 
+def test_lines_of_json_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    """JSON allows further characters that split a str into lines, and a byte-order mark."""
+    texts = [f"text {i} \u2028 two \x85 three" for i in range(40)]
+    rows = [{"text": text, "label": i % 2} for i, text in enumerate(texts)]
+    lines = "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(f"\ufeff{lines}".encode())
+    (task,) = table_tasks(path)
+    assert sorted(task.texts) == sorted(texts)
+
+
 def test_errors_name_unreadable_tables(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no\.csv does not exist"):
         table_tasks(tmp_path / "no.csv")

@@ -123,7 +123,8 @@ def _read(path: Path) -> dict[str, list[Any]]:
 def _json_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also splits at characters that JSON allows in a text.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     for number, line in enumerate(lines, 1):
