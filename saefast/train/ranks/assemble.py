@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from saefast.sae import SAE
 from saefast.train.learner import Learner
-from saefast.train.objectives import FusedPath, Objective
+from saefast.train.objectives import FusedPath, Gated, Objective
 from saefast.train.packed_encoder import PackedEncoder
 from saefast.train.ranks.encoder import SharedEncoder
 from saefast.train.ranks.group import Ranks
@@ -44,9 +44,10 @@ def assemble(
         return Parts(sae, encoder, Learner(sae, rules, lr, encoder, precision), None)
     check_split(sae, ranks)
     if objective.fused is FusedPath.NEVER:
+        other = "gated" if isinstance(objective, Gated) else "a loss of your own"
         raise ValueError(
-            f"several ranks train topk, abstopk, batchtopk, matryoshka, relu and jumprelu, got "
-            f"{type(objective).__name__}; train it by one process"
+            "several ranks train topk, abstopk, batchtopk, matryoshka, relu and jumprelu, got "
+            f"{other}; train it by one process"
         )
     if rules.tether is not None:
         raise ValueError("several ranks do not train with a tether; train with it by one process")

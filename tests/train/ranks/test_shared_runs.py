@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.rank_processes import SOON, RankProcesses, torchrun
+from helpers.rank_processes import SOON, Fault, RankProcesses, torchrun
 from helpers.training_runs import (
     ROWS,
     assert_same_sae,
@@ -24,19 +24,30 @@ from helpers.training_runs import (
     train,
 )
 from helpers.worker_processes import children
+from safetensors import safe_open
 
 from saefast import SAE, Rules, TrainConfig, load_sae
 from saefast.activations import TensorActivations
 from saefast.train import stored_saes
+from saefast.train.checkpoint import RunFile
+from saefast.train.loop import TrainingLoop
 from saefast.train.ranks import Ranks, Simulated, finished
 from saefast.train.seed_trainer import SeedTrainer
 
 WIDE = config(latents=300, tokens=2500, rules=Rules(clip=0.5))
 
 
+class Bare:
+    """A rank with the five names of the protocol `Ranks` and no other."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        for name in ("rank", "size", "all_to_all", "all_gather", "fail"):
+            setattr(self, name, getattr(ranks, name))
+
+
 def train_with(size: int, configuration: Any, **arguments: Any) -> list[SAE]:
     """Train by simulated ranks, which must return the same SAEs."""
-    each = Simulated(size).run(lambda ranks: train(configuration, ranks=ranks, **arguments))
+    each = Simulated(size).run(lambda ranks: train(configuration, ranks=Bare(ranks), **arguments))
     for saes in each[1:]:
         for sae, first in zip(saes, each[0], strict=True):
             assert_same_sae(sae, first)
@@ -185,6 +196,18 @@ class _Broken(Exception):
     pass
 
 
+def names_of(size: int, step: int) -> list[str]:
+    """Return the names of the files of a checkpoint by a number of ranks."""
+    if size == 1:
+        return [f"step-{step}.safetensors"]
+    return [f"step-{step}/rank-{rank}-of-{size}.safetensors" for rank in range(size)]
+
+
+def checkpoint_names(out: Path) -> list[str]:
+    training = out / "seed-0/training"
+    return sorted(str(path.relative_to(training)) for path in training.rglob("*.safetensors"))
+
+
 def test_a_run_goes_on_with_another_number_of_ranks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,14 +227,81 @@ def test_a_run_goes_on_with_another_number_of_ranks(
             with pytest.raises(_Broken):
                 train_with(size, WIDE, **settings) if size > 1 else train(WIDE, **settings)
             assert checkpoint_of(out) == stop
-            names = sorted(
-                path.name for path in (out / "seed-0" / "training").rglob("*.safetensors")
-            )
-            parts = [f"rank-{rank}-of-{size}.safetensors" for rank in range(size)]
-            assert names == (parts if size > 1 else [f"step-{stop}.safetensors"])
+            assert checkpoint_names(out) == names_of(size, stop)
         else:
             train_with(size, WIDE, **settings)
     assert results_of(out) == results_of(tmp_path / "unbroken")
+
+
+def test_run_json_names_a_step_after_all_files_of_it_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of the step before are removed later, so that one of both is always complete."""
+    files, real = tmp_path / "run/seed-0/training", RunFile.write
+    found: list[list[tuple[int, int]]] = []
+
+    def noted(run: RunFile) -> None:
+        steps = [run.step - 1, run.step]
+        found.append(
+            [(step, len(list(files.glob(f"step-{step}/rank-*-of-4.*")))) for step in steps]
+        )
+        real(run)
+
+    monkeypatch.setattr(RunFile, "write", noted)
+    train_with(4, config(latents=300, tokens=128 * 3), out=tmp_path / "run", checkpoint_minutes=0)
+    assert found[1:4] == [[(0, 0), (1, 4)], [(1, 4), (2, 4)], [(2, 4), (3, 4)]]
+
+
+def test_files_of_ranks_name_their_latents_and_columns(tmp_path: Path) -> None:
+    train_with(4, config(latents=300, tokens=128), out=tmp_path)
+    metadata = []
+    for rank in range(4):
+        path = tmp_path / f"seed-0/training/step-1/rank-{rank}-of-4.safetensors"
+        with safe_open(path, "pt") as file:
+            metadata.append((file.metadata()["rows"], file.metadata()["columns"]))
+            assert file.get_slice("W_dec").get_shape() == [300, 4]
+    latents = ["0:64", "64:128", "128:192", "192:300"]
+    assert metadata == [(f"{rows} of 300", f"{r} of 4 of 16") for r, rows in enumerate(latents)]
+
+
+def test_the_first_rank_alone_shows_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[int, bool] = {}
+    real = TrainingLoop.train
+
+    def noted(loop: TrainingLoop, log_every: int, minutes: float, progress: bool) -> None:
+        shown[loop._ranks.rank] = progress
+        real(loop, log_every, minutes, False)
+
+    monkeypatch.setattr(TrainingLoop, "train", noted)
+    train_with(4, config(tokens=128, latents=300), progress=True)
+    assert shown == {0: True, 1: False, 2: False, 3: False}
+
+
+SEVERAL = "several ranks train topk, abstopk, batchtopk, matryoshka, relu and jumprelu"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"variant": "gated"}, f"{SEVERAL}, got gated; train it by one process"),
+        (
+            {"loss": lambda sae, *_: sae.W_enc.sum()},
+            f"{SEVERAL}, got a loss of your own; train it by one process",
+        ),
+        (
+            {"rules": Rules(tether=0.9)},
+            "several ranks do not train with a tether; train with it by one process",
+        ),
+    ],
+    ids=["gated", "loss", "tether"],
+)
+def test_settings_of_one_process_are_refused_before_the_training(
+    changes: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        train_with(2, config(latents=300, **changes), out=tmp_path / "run")
+    assert not (tmp_path / "run/run.json").exists()
+    assert not list((tmp_path / "run").glob("seed-*"))
 
 
 def test_ranks_with_different_settings_are_refused(tmp_path: Path) -> None:
@@ -274,6 +364,21 @@ def test_processes_divide_each_of_fewer_saes(folder: Path) -> None:
         assert {path.name for path in parts} == {
             f"rank-{rank}-of-4.safetensors" for rank in range(4)
         }
+
+
+def test_processes_go_on_with_another_number_of_them(folder: Path) -> None:
+    """Four, then two, one, and four again; one of each number but the last is killed."""
+    out = folder / "chain"
+    for size, step in ((4, 5), (2, 9), (1, 13)):
+        killed = Fault("killed", size - 1, step)
+        ranks = RankProcesses(size, command("chain"), folder, fault=killed)
+        assert ranks.ended(SOON) == [*[1] * (size - 1), -signal.SIGKILL], ranks.printed()
+        assert checkpoint_of(out) == step
+        assert checkpoint_names(out) == names_of(size, step)
+    ranks = RankProcesses(4, command("chain"), folder)
+    assert ranks.ended(SOON) == [0] * 4, ranks.printed()
+    assert checkpoint_names(out) == names_of(4, 16)
+    assert saved(out) == saved(folder / "alone")
 
 
 @pytest.mark.parametrize("variant", ["relu", "jumprelu"])
@@ -353,10 +458,7 @@ def test_the_first_rank_reports_why_another_one_failed(folder: Path) -> None:
 def test_unsupported_settings_are_refused_before_ranks_train(folder: Path) -> None:
     done = torchrun(2, *COMMAND, *command("gated", "--variant", "gated"), cwd=folder)
     assert done.returncode != 0
-    assert (
-        "saefast: several ranks train topk, abstopk, batchtopk, matryoshka, relu and jumprelu"
-        in done.stderr
-    )
+    assert f"saefast: {SEVERAL}, got gated; train it by one process" in done.stderr
     assert not (folder / "gated" / "run.json").exists()
     done = torchrun(2, "-m", "saefast", "run", "quick", "--out", "quick", cwd=folder)
     assert "saefast: torchrun starts trainings on a store of activations alone" in done.stderr

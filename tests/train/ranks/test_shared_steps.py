@@ -212,7 +212,7 @@ def test_ranks_exchange_codes_and_norms_alone(auxk: AuxK | None) -> None:
 @pytest.mark.parametrize(
     ("arguments", "changes", "size", "message"),
     [
-        ({"variant": "gated"}, {}, 2, "several ranks train topk, .* got Gated; train it by one"),
+        ({"variant": "gated"}, {}, 2, "several ranks train topk, .* got gated; train it by one"),
         ({}, {"rules": Rules(tether=0.9)}, 2, "several ranks do not train with a tether"),
         ({}, {}, 3, "ranks of an SAE in float32 must be a power of two up to 16, .* got 3"),
         ({"dtype": FLOAT64}, {}, 16, "ranks of an SAE in float64 must be .* up to 8, .* got 16"),
