@@ -1,10 +1,7 @@
-"""Plans of trainings: memory against measured processes, numbers of ranks, and the command."""
+"""Plans of trainings: numbers of ranks, costs against the guide, and the command."""
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -12,44 +9,7 @@ from saefast import AuxK, Rules, TrainConfig
 from saefast.cli import main
 from saefast.train.planning import MACHINES, Machine, measured_machine, plan_training
 
-MEASURE = """
-import resource, sys
-import torch
-from saefast import TrainConfig, train_saes
-from saefast.train.planning.memory import rank_memory
-from saefast.train.ranks.processes import world
-
-d, m, n, out = *map(int, sys.argv[1:4]), sys.argv[4]
-torch.set_num_threads(1)
-config = TrainConfig(m, 32, batch_size=n, tokens=6 * n, auxk=None)
-rows = torch.randn(6 * n, d, generator=torch.Generator().manual_seed(0))
-ranks = world()
-few = TrainConfig(64, 4, batch_size=64, tokens=640, auxk=None)
-train_saes(rows[:640], few, ranks=ranks, progress=False)
-with open("/proc/self/statm") as file:
-    before = int(file.read().split()[1]) * resource.getpagesize()
-train_saes(rows, config, ranks=ranks, progress=False, out=out)
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
-print(f"\\n{grown / rank_memory(config, d, ranks.rank, ranks.size).peak}", flush=True)
-"""
 CPU = Machine("cpu", 1e11, 1e10, 1e10, network=1e9, latency=1e-4, memory=10**10)
-
-
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_planned_memory_is_that_of_processes(ranks: int, tmp_path: Path) -> None:
-    """Within a fifth: memory that the allocator does not give back depends on the machine."""
-    program = tmp_path / "measure.py"
-    program.write_text(MEASURE)
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    arguments = ["768", "49152", "1024", str(tmp_path / "out")]
-    done = subprocess.run(
-        [*start, str(ranks), str(program), *arguments], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    shares = [float(line) for line in done.stdout.split()]
-    assert len(shares) == ranks
-    assert all(0.8 < share < 1.2 for share in shares), shares
 
 
 @pytest.mark.parametrize(
