@@ -31,6 +31,7 @@ CASES = (
     "sweep",
 )
 _OWN = (
+    "builds",
     "gpu",
     "match",
     "studies",

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from saefast.train.planning import MACHINES, plan_training
 
 SHAPES = (Shape(768, 16384, 32, 2048),)
 _PROCESSES = (1, 2, 4)
-_WIDE, _WIDE_STEPS = Shape(768, 131_072, 32, 512), 3
+WIDE, _WIDE_STEPS = Shape(768, 131_072, 32, 512), 3
 """Training whose memory is measured."""
 _WIDE_PROCESSES = (1, 4)
 _MODELLED = (Shape(4096, 131_072, 64, 8192), Shape(4096, 1_048_576, 64, 8192))
@@ -29,18 +30,20 @@ sides, twice over the network in float32."""
 
 def race(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     """Measure processes on this machine, compare their weights, and add the rows of the model."""
-    steps = {processes: _measured("steps", shape, processes, rounds) for processes in _PROCESSES}
-    measured = _rows("saefast", shape, steps)
-    return [*measured, *memory(), *(row for each in _MODELLED for row in model(each))]
+    measured = [*steps(shape, rounds), *memory()]
+    return [*measured, *(row for each in _MODELLED for row in model(each))]
 
 
-def memory() -> list[dict[str, Any]]:
+def steps(shape: Shape, rounds: int, processes: Sequence[int] = _PROCESSES) -> list[dict[str, Any]]:
+    """Return rows with times and bytes of a step, and the weights and moments compared."""
+    results = {number: _measured("steps", shape, number, rounds) for number in processes}
+    return _rows("saefast", shape, results)
+
+
+def memory(shape: Shape = WIDE, processes: Sequence[int] = _WIDE_PROCESSES) -> list[dict[str, Any]]:
     """Return rows with the largest memory of each process of a training, and its files compared."""
-    results = {
-        processes: _measured("memory", _WIDE, processes, _WIDE_STEPS)
-        for processes in _WIDE_PROCESSES
-    }
-    return _rows("memory", _WIDE, results)
+    results = {number: _measured("memory", shape, number, _WIDE_STEPS) for number in processes}
+    return _rows("memory", shape, results)
 
 
 def _rows(rival: str, shape: Shape, results: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
