@@ -16,6 +16,8 @@ from saefast.formats.weights import SAEWeights, fitted
 NAME = "gemma_scope"
 FILE = "params.npz"
 _SKIP = "affine_skip_connection"
+HOOKS = ("hook_name", "hook_name_out")
+"""SAELens's names of the sites of input and output, for files that have no settings of their own"""
 
 
 def recognises(found: SourceFile) -> bool:
@@ -78,5 +80,7 @@ def _name(found: SourceFile, name: str) -> str:
 
 
 def _transcodes(found: SourceFile) -> bool:
+    """Return whether the settings name another site for the output than for the input."""
     hooks = [found.config.get(f"hf_hook_point_{side}") for side in ("in", "out")]
-    return hooks[0] != hooks[1]
+    named = [found.config.get(name) for name in HOOKS]
+    return hooks[0] != hooks[1] or (named[1] is not None and named[0] != named[1])

@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saefast.formats.gemma_scope import HOOKS
+
 _REGISTRY = "pretrained_saes.yaml"
 _FORMATS = {
     None: "sae_lens",
@@ -83,15 +85,26 @@ def find_released(release: str, sae_id: str | None) -> Released:
         )
     format = _FORMATS[converter]
     scale = saes[sae_id].get("norm_scaling_factor") if format == "sae_lens" else None
+    settings = dict(entry.get("config_overrides") or {}) if format == "sae_lens" else {}
+    if converter == "gemma_2_transcoder":
+        settings = _hooks_of_transcoder(str(saes[sae_id]["path"]))
     active = re.search(r"-L0_(\d+)$", entry["repo_id"]) if format == "qwen_scope" else None
     return Released(
         repository=entry["repo_id"],
         place=str(saes[sae_id]["path"]),
         format=format,
-        settings=dict(entry.get("config_overrides") or {}) if format == "sae_lens" else {},
+        settings=settings,
         k=None if active is None else int(active.group(1)),
         input_scale=scale,
     )
+
+
+def _hooks_of_transcoder(path: str) -> dict[str, Any]:
+    """Return the sites of a transcoder of Gemma Scope, whose files do not distinguish it."""
+    layer = re.search(r"layer_(\d+)", path)
+    block = "blocks" if layer is None else f"blocks.{layer[1]}"
+    names = (f"{block}.ln2.hook_normalized", f"{block}.hook_mlp_out")
+    return dict(zip(HOOKS, names, strict=True))
 
 
 def _registry_path() -> Path | None:

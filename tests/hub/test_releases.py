@@ -33,6 +33,13 @@ small-qwen:
   saes:
   - id: layer0
     path: layer0.sae.pt
+small-transcoders:
+  conversion_func: gemma_2_transcoder
+  model: small
+  repo_id: lab/small-transcoders
+  saes:
+  - id: layer_7/width_16k/average_l0_5
+    path: layer_7/width_16k/average_l0_5
 small-goodfire:
   conversion_func: goodfire
   model: small
@@ -74,6 +81,26 @@ def test_the_name_of_a_repository_gives_k(hub: Hub, registry: None, tmp_path: Pa
     hub.add("lab/SAE-Res-Small-W32K-L0_3", tmp_path / "files")
     found = saefast.load_sae("small-qwen", sae_id="layer0")
     assert (found.k, found.m) == (3, 20)
+
+
+def test_transcoders_of_gemma_scope_are_transcoders(
+    hub: Hub, registry: None, tmp_path: Path
+) -> None:
+    """Their files are those of SAEs with outputs of the input's width; only the registry tells."""
+    sae = saefast.SAE(6, 9, variant="jumprelu", k=3, seed=1, centred=False)
+    place = "layer_7/width_16k/average_l0_5"
+    hub.add("lab/small-transcoders", saefast.save_sae(sae, tmp_path / "a", "gemma_scope"), place)
+    found = saefast.load_sae("small-transcoders", sae_id=place)
+    assert found.transcodes
+    assert found.metadata["gemma_scope"] == {
+        "hook_name": "blocks.7.ln2.hook_normalized",
+        "hook_name_out": "blocks.7.hook_mlp_out",
+    }
+    x = torch.randn(5, 6)
+    assert torch.equal(found(x), sae(x))
+    for format in ("gemma_scope", "sae_lens"):
+        again = saefast.load_sae(saefast.save_sae(found, tmp_path / format, format))
+        assert again.transcodes
 
 
 def test_errors_list_the_names(hub: Hub, registry: None) -> None:
