@@ -11,6 +11,12 @@ import tyro
 from saefast.cli.output import Json, is_first, positional, print_result
 from saefast.cli.train_options import chosen, train_options
 
+_FILES = {
+    "HarvestSettings": ("model", "text", "dataset"),
+    "StoreSettings": ("train", "held_out"),
+}
+"""Settings of a source of rows that may be paths"""
+
 
 def demo(out: Path = Path("saefast-demo"), quick: bool = False, json_output: Json = False) -> None:
     """Train SAEs on a small language model and report which of their features to trust.
@@ -57,7 +63,8 @@ def run(
     elif path.is_dir():
         _run_and_print(settings_of(path), out or path, until, json_output)
     elif path.is_file():
-        _run_and_print(read_settings(path), out or Path("runs") / path.stem, until, json_output)
+        settings = _with_absolute_paths(read_settings(path))
+        _run_and_print(settings, out or Path("runs") / path.stem, until, json_output)
     else:
         raise FileNotFoundError(
             f"{config} is neither a file nor a folder nor one of {', '.join(PRESETS)}, "
@@ -88,9 +95,8 @@ def train(
     from saefast.pipeline import RunSettings, StoreSettings
 
     config, trainer = chosen(options)
-    stores = StoreSettings(_absolute(activations), "" if held_out is None else _absolute(held_out))
-    trainer = dataclasses.replace(trainer, initial=tuple(map(_absolute, trainer.initial)))
-    settings = RunSettings(stores, config, trainer)
+    stores = StoreSettings(str(activations), "" if held_out is None else str(held_out))
+    settings = _with_absolute_paths(RunSettings(stores, config, trainer))
     outcomes = run_stages(settings, out, "train", json_output)
     if not is_first():
         return
@@ -109,9 +115,31 @@ def train(
     print_result(sentence, facts_of(outcomes), written, json_output)
 
 
-def _absolute(path: str | Path) -> str:
-    """Return an absolute path, which stays valid if the run is resumed in another folder."""
-    return str(Path(path).resolve())
+def _with_absolute_paths(settings: Any) -> Any:
+    """Return settings whose files are found if the run is resumed in another folder, too."""
+
+    def placed(part: Any, *names: str) -> Any:
+        return dataclasses.replace(part, **{name: _absolute(getattr(part, name)) for name in names})
+
+    evaluate = placed(settings.evaluate, "beside")
+    return dataclasses.replace(
+        settings,
+        data=placed(settings.data, *_FILES.get(type(settings.data).__name__, ())),
+        trainer=placed(settings.trainer, "initial"),
+        evaluate=dataclasses.replace(
+            evaluate, probe=placed(evaluate.probe, "tasks"), edit=placed(evaluate.edit, "facts")
+        ),
+    )
+
+
+def _absolute(path: Any) -> Any:
+    """Return one or several paths as absolute ones; names of things that are no files stay."""
+    from saefast.lm.model import SMOLLM2
+
+    if isinstance(path, tuple):
+        return tuple(map(_absolute, path))
+    is_file = path not in ("", SMOLLM2) and Path(path).exists()
+    return str(Path(path).resolve()) if is_file else path
 
 
 def _run_and_print(settings: Any, out: Path, until: str, json_output: bool) -> None:

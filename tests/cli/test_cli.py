@@ -19,6 +19,7 @@ from helpers.tiny_run import SETTINGS, as_toml
 import saefast
 from saefast.activations import StoreWriter
 from saefast.cli import COMMANDS, INTERRUPTED, main
+from saefast.pipeline import settings_of
 from saefast.synthetic import PlantedWorld
 
 
@@ -129,6 +130,29 @@ def test_train_reads_activations_from_a_file(tmp_path: Path, capsys: pytest.Capt
     assert main(["match", str(out)]) == 0
     assert main(["train", str(file), "--out", str(out), *sizes, "--seeds", "3", "6"]) == 1
     assert "cannot be resumed" in capsys.readouterr().err
+
+
+def test_a_run_from_a_file_resumes_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Paths in the file are relative to the folder in which the run is started."""
+    monkeypatch.chdir(tmp_path)
+    rows = torch.randn(600, 12, generator=torch.Generator().manual_seed(0))
+    torch.save(rows, "rows.pt")
+    saefast.save_sae(saefast.SAE(12, 24, k=2, seed=7), "start")
+    tables = {
+        "store": {"train": "rows.pt"},
+        "train": {"latents": 24, "k": 2, "seeds": [0], "tokens": 600, "batch_size": 100},
+        "trainer": {"initial": ["start"]},
+        "evaluate": {"beside": ["start", "organisation/name"]},
+    }
+    Path("a.toml").write_text(as_toml(tables))
+    assert main(["run", "a.toml", "--out", "run", "--until", "train"]) == 0
+    settings = settings_of("run")
+    assert settings.evaluate.beside == (str(tmp_path / "start"), "organisation/name")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["run", "../run", "--until", "statistics"]) == 0, capsys.readouterr().err
 
 
 def test_saes_trained_in_python_are_matched_and_scored(
