@@ -187,6 +187,7 @@ STAGE_LIST = (
     ),
 )
 NAMES = tuple(stage.name for stage in STAGE_LIST)
+"""Names of the stages, in their order in a run"""
 BY_NAME = {stage.name: stage for stage in STAGE_LIST}
 EVALUATIONS: dict[str, Measure] = {
     "probe": probe.measure,
@@ -195,4 +196,4 @@ EVALUATIONS: dict[str, Measure] = {
     "edit": edit.measure,
     "absorb": absorb.measure,
 }
-"""Evaluations by name"""
+"""Functions that measure an SAE outside of a run, by the name of the evaluation"""
