@@ -1,6 +1,7 @@
 """Exchanges of processes, seen from one that is alone in its group."""
 
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+import saefast
 from saefast.train.ranks.processes import Torch, timeout
 
 
@@ -97,3 +99,13 @@ def test_the_environment_sets_the_patience(
             timeout()
     else:
         assert timeout() == seconds
+
+
+def test_no_other_module_uses_torch_distributed() -> None:
+    package = Path(saefast.__file__).parent
+    users = [
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"torch\.distributed|torch import distributed", path.read_text())
+    ]
+    assert users == ["train/ranks/processes.py"]
