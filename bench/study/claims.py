@@ -87,7 +87,15 @@ TRENDS = (
     Trend("latents", False, "0.81 to 0.28, from 32 to 131,072 latents"),
     Trend("k", False, "0.42 to 0.18, from k = 32 to 256"),
 )
-"""Trends of arXiv:2501.16615."""
+"""Trends of arXiv:2501.16615, of pairs whose decoder and encoder rows both match."""
+
+_PUBLISHED = "shared_both"
+_SHARES = {
+    "shared": "shared pairs here",
+    _PUBLISHED: "encoder as well",
+    "stable_share": "stable here",
+}
+"""Heads of the shares at both ends of an axis, by measure"""
 
 
 def decided(claim: Claim, row: Row) -> str:
@@ -118,26 +126,23 @@ def claims() -> str:
 def trends() -> str:
     """Return shares of pairs and of stable features at both ends of axes with published trends."""
     rows: list[Row] = load("study")["rows"]
-    heads = ["axis", "shared pairs here", "stable here", "as published", "published shared pairs"]
+    heads = ["axis", *_SHARES.values(), "as published", "published, encoder as well"]
     lines = [heads]
-    lines.append(["---"] * 5)
+    lines.append(["---"] * len(heads))
     for trend in TRENDS:
         found = along(rows, trend.axis)
         if len(found) < 2:
             continue
         ends = (found[0], found[-1])
         named = " to ".join(label(row, trend.axis) for row in ends)
-        cells = [
-            " to ".join(f"{row['measures'][name][0]:.2f}" for row in ends)
-            for name in ("shared", "stable_share")
-        ]
+        cells = [" to ".join(f"{row['measures'][name][0]:.2f}" for row in ends) for name in _SHARES]
         lines.append([named, *cells, direction(trend, *ends), trend.published])
     return markdown(lines)
 
 
 def direction(trend: Trend, first: Row, last: Row) -> str:
     """Return whether the share of pairs moves as published, as far as its intervals tell."""
-    before, after = first["measures"]["shared"], last["measures"]["shared"]
+    before, after = first["measures"][_PUBLISHED], last["measures"][_PUBLISHED]
     if before[1] is None or after[1] is None:
         return UNCLEAR
     if after[1] > before[2]:

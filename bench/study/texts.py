@@ -127,7 +127,8 @@ def _texts() -> Iterator[Text]:
     folder = Path(str(distribution("sae-probes").locate_file("sae_probes/data/cleaned_data")))
     for file in sorted(folder.glob("*.csv.zst")):
         name = file.name.removesuffix(".csv.zst").partition("_")[2]
-        if name.startswith(_LEFT_OUT) or name in DEFAULT_NAMES:  # texts of the probing evaluation
+        # Other files repeat some texts of the tasks of the probing evaluation, which are left out.
+        if name.startswith(_LEFT_OUT) or name in DEFAULT_NAMES:
             continue
         prompts = distinct(_prompts(file), seen)
         for number, text in enumerate(joined(prompts, FILE_CHARACTERS, MOST_CHARACTERS)):

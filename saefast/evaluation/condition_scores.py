@@ -36,7 +36,8 @@ def scores_by_condition(
     """Build the scores of one measure: overall, of each SAE, of each task, and differences.
 
     Overall scores and differences to `TRAINED` have two-way bootstrap intervals over seeds and
-    tasks; scores of one SAE have them over tasks.
+    tasks; scores of one SAE have them over tasks. Of a single SAE and task there is nothing to
+    resample: the score has its known interval, if any, and the difference has none.
 
     Args:
         evaluation: name of the evaluation.
@@ -84,7 +85,11 @@ def scores_by_condition(
                 "primary": primary,
             },
         )
-        scores.append(row(two_way_interval(table, seed=seed), int((~np.isnan(table)).any(0).sum())))
+        known = (intervals or {}).get(name)
+        overall = two_way_interval(table, seed=seed)
+        if table.size == 1 and known is not None:
+            overall = known[0][0]
+        scores.append(row(overall, int((~np.isnan(table)).any(0).sum())))
         if name != TRAINED and TRAINED in tables:
             difference = paired_interval(tables[TRAINED], table, seed=seed)
             scores.append(scores[-1].difference_to_trained(difference))
@@ -94,7 +99,6 @@ def scores_by_condition(
                 for s, its in enumerate(table)
             ]
         if len(tasks) > 1:
-            known = (intervals or {}).get(name)
             scores += [
                 row(
                     NOWHERE._replace(value=float(value)) if known is None else known[s][t],

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from saefast.evaluation.resamples import mean_of_known, resampled_means, resamples_of
 from saefast.nulls.beta import beta_quantile
 
 Floats = NDArray[np.float64]
@@ -16,6 +17,7 @@ Floats = NDArray[np.float64]
 _TAIL = 0.025
 _NORMAL = 1.959963984540054
 DRAWS = 2000
+_NO_DRAWS: Floats = np.zeros(0)
 
 
 class Interval(NamedTuple):
@@ -38,13 +40,15 @@ def two_way_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) ->
         draws: number of resamples.
 
     Returns:
-        Mean over seeds and tasks with its interval.
+        Mean over seeds and tasks with its interval; both ends are NaN for a single value.
     """
     table = _table("values", values)
     generator = np.random.default_rng(seed)
-    tasks = _counts(generator, table.shape[1], draws)
-    seeds = _counts(generator, table.shape[0], draws)
-    return interval_of_draws(_mean(table), _resampled(table, seeds, tasks))
+    tasks = resamples_of(generator, table.shape[1], draws)
+    seeds = resamples_of(generator, table.shape[0], draws)
+    alone = (~np.isnan(table)).sum() == 1
+    drawn = _NO_DRAWS if alone else resampled_means(table, seeds, tasks)
+    return interval_of_draws(mean_of_known(table), drawn)
 
 
 def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Interval:
@@ -58,7 +62,7 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Interval:
         seed: seed of the draws.
 
     Returns:
-        Difference of the means with its interval.
+        Difference of the means with its interval; both ends are NaN for a single pair of values.
     """
     first, second = _table("a", a), _table("b", b)
     if first.shape[1] != second.shape[1]:
@@ -67,12 +71,14 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Interval:
             f"{second.shape[1]}"
         )
     generator = np.random.default_rng(seed)
-    tasks = _counts(generator, first.shape[1], DRAWS)
-    seeds = _counts(generator, first.shape[0], DRAWS)
+    tasks = resamples_of(generator, first.shape[1], DRAWS)
+    seeds = resamples_of(generator, first.shape[0], DRAWS)
     paired = len(first) == len(second)
-    others = seeds if paired else _counts(generator, second.shape[0], DRAWS)
-    drawn = _resampled(first, seeds, tasks) - _resampled(second, others, tasks)
-    return interval_of_draws(_mean(first) - _mean(second), drawn)
+    others = seeds if paired else resamples_of(generator, second.shape[0], DRAWS)
+    drawn = _NO_DRAWS
+    if max(first.size, second.size) > 1:
+        drawn = resampled_means(first, seeds, tasks) - resampled_means(second, others, tasks)
+    return interval_of_draws(mean_of_known(first) - mean_of_known(second), drawn)
 
 
 def mean_interval(values: ArrayLike) -> Interval:
@@ -94,11 +100,15 @@ def student_interval(values: ArrayLike) -> Interval:
     if len(items) < 2:
         return NOWHERE._replace(value=float(items[0])) if len(items) else NOWHERE
     value, freedom = float(items.mean()), len(items) - 1
+    half = float(student_quantile(freedom) * items.std(ddof=1) / np.sqrt(len(items)))
+    return Interval(value, value - half, value + half)
+
+
+def student_quantile(freedom: int) -> float:
+    """Return the number that Student's t exceeds with a probability of 2.5 %."""
     # The square of Student's t is n (1 - x) / x, with n degrees of freedom and x ~ Beta(n/2, 1/2).
     x = float(np.asarray(beta_quantile([2 * _TAIL], freedom / 2, 0.5))[0])
-    quantile = np.sqrt(freedom * (1 - x) / x)
-    half = float(quantile * items.std(ddof=1) / np.sqrt(len(items)))
-    return Interval(value, value - half, value + half)
+    return float(np.sqrt(freedom * (1 - x) / x))
 
 
 def interval_of_draws(value: float, drawn: Floats) -> Interval:
@@ -231,32 +241,6 @@ def _table(name: str, values: ArrayLike) -> Floats:
     if table.ndim != 2 or not table.size:
         raise ValueError(f"{name} must be [seeds, tasks] and not empty, got {table.shape}")
     return table
-
-
-def _counts(generator: np.random.Generator, n: int, draws: int) -> Floats:
-    """Return how often each item occurs in resamples of n - 1 items, [draws, n].
-
-    The variance of resamples of n items would be smaller than the variance of the mean by the
-    factor (n - 1) / n, which matters for a few seeds (Rao and Wu 1988).
-    """
-    size = max(n - 1, 1)
-    counts: Floats = generator.multinomial(size, np.full(n, 1 / n), size=draws).astype(np.float64)
-    return counts
-
-
-def _mean(table: Floats) -> float:
-    known = ~np.isnan(table)
-    return float(table[known].mean()) if known.any() else float("nan")
-
-
-def _resampled(table: Floats, seeds: Floats, tasks: Floats) -> Floats:
-    """Return the mean of each resample, [draws]; NaN where it has no value."""
-    known = ~np.isnan(table)
-    total = ((seeds @ np.where(known, table, 0.0)) * tasks).sum(1)
-    number = ((seeds @ known.astype(np.float64)) * tasks).sum(1)
-    means: Floats = np.full(len(total), np.nan)
-    np.divide(total, number, out=means, where=number > 0)
-    return means
 
 
 def _placements(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:

@@ -45,7 +45,8 @@ def _stability_of_sae(data: RunData, place: int) -> Numbers:
         **with_ends("stable_share", proportion_interval(its.stable, its.alive)),
         **with_ends("unstable_share", proportion_interval(its.unstable, its.alive)),
         **with_ends("stability", mean_interval(data.features["score"][mine])),
-        "stability_null": data.stability.chance[place],
+        # A feature is found in the other SAEs, so their chances count and not its own SAE's.
+        "stability_null": float(np.mean(np.delete(data.stability.chance, place))),
     }
 
 

@@ -245,8 +245,8 @@ def test_a_claim_is_decided_by_the_interval(value, above, expected):
     [([0.5, 0.4, 0.6], "yes"), ([0.05, 0.04, 0.06], "no"), ([0.3, 0.1, 0.5], "?")],
 )
 def test_a_trend_needs_intervals_that_are_apart(last, expected):
-    first = row_of({"shared": [0.2, 0.1, 0.3]})
-    assert direction(Trend("tokens", True, ""), first, row_of({"shared": last})) == expected
+    first = row_of({"shared_both": [0.2, 0.1, 0.3]})
+    assert direction(Trend("tokens", True, ""), first, row_of({"shared_both": last})) == expected
 
 
 def test_figures_are_drawn_from_committed_rows():

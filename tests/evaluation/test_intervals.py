@@ -35,6 +35,44 @@ def test_two_way_interval_covers_the_mean_of_seeds_and_tasks():
     assert 0.88 <= covered / 200 <= 0.99
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 4])
+@pytest.mark.parametrize("tasks", [1, 6])
+def test_intervals_over_a_few_seeds_cover_the_mean(seeds, tasks):
+    """Resamples of two seeds without Student's tails cover it half of the time."""
+    generator = np.random.default_rng(seeds)
+
+    def drawn(count):
+        return generator.standard_normal((count, 1)) + 0.2 * generator.standard_normal(
+            (count, tasks)
+        )
+
+    covered = np.zeros(3)
+    for _ in range(300):
+        values, other = drawn(seeds), drawn(seeds)
+        covered += [
+            found.low <= 0 <= found.high
+            for found in (
+                two_way_interval(values, draws=800),
+                paired_interval(values, other),
+                paired_interval(values, drawn(5)),
+            )
+        ]
+    assert (covered / 300 >= 0.9).all(), covered / 300
+    assert (covered[:2] / 300 <= 0.995).all(), covered / 300
+
+
+def test_a_single_value_has_no_interval():
+    for found in (
+        two_way_interval([[0.7]]),
+        two_way_interval([[np.nan, 0.7]]),
+        mean_interval([0.7]),
+        paired_interval([[0.8]], [[0.1]]),
+    ):
+        assert found.value == pytest.approx(0.7)
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+
+
 def test_resampling_tasks_alone_would_not_cover_the_spread_of_seeds():
     values = np.arange(6.0)[:, None] + np.zeros((6, 30))
     found = two_way_interval(values)

@@ -48,6 +48,22 @@ def test_overall_scores_have_floor_rival_and_ceiling(evaluation, values):
     assert score.primary
 
 
+def test_one_sae_and_task_have_the_known_interval_or_none():
+    """A bootstrap over one value has no width, as if nothing could vary."""
+    known = Interval(0.8, 0.7, 0.9)
+    for intervals, ends in ((None, (math.nan, math.nan)), ({"trained": [[known]]}, (0.7, 0.9))):
+        scores = scores_by_condition(
+            "probe", "auroc at 1", {"trained": [[0.8]], "pca": [[0.6]]}, ["a"], intervals=intervals
+        )
+        trained, pca, difference = scores
+        assert (trained.value, trained.low, trained.high) == pytest.approx(
+            (0.8, *ends), nan_ok=True
+        )
+        assert math.isnan(pca.low)
+        assert difference.value == pytest.approx(0.2)
+        assert math.isnan(difference.low)
+
+
 def test_a_condition_is_not_its_own_rival(evaluation):
     assert evaluation.overall("auroc at 1", "residual").rival == "untrained"
     assert evaluation.overall("auroc at 1", "untrained").rival == "residual"

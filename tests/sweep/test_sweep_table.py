@@ -4,7 +4,9 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from helpers.small_sweep import InlineWorkers, small_sweep
 
@@ -79,3 +81,22 @@ def test_a_driver_that_waited_for_two_others_writes_no_table(
     assert len(written) == others + (others < 2)
     assert folder.tables == before + len(written)
     assert all(path.is_file() for path in paths)
+
+
+def test_the_null_of_an_sae_is_the_chance_of_a_match_in_the_others() -> None:
+    data = SimpleNamespace(
+        stability=SimpleNamespace(
+            seeds=[SimpleNamespace(seed=seed, stable=1, unstable=1, alive=2) for seed in range(3)],
+            chance=[0.5, 0.1, 0.3],
+        ),
+        features={
+            "alive": np.ones(6, dtype=bool),
+            "seed": np.arange(6) // 2,
+            "score": np.array([0.0, 1.0] * 3),
+        },
+    )
+    nulls = [
+        sae_stability._stability_of_sae(data, place)["stability_null"]  # type: ignore[arg-type]
+        for place in range(3)
+    ]
+    assert nulls == pytest.approx([0.2, 0.4, 0.3])

@@ -29,6 +29,7 @@ from saefast.evaluation.intervals import (
     noise_of_draws,
     two_way_interval,
 )
+from saefast.evaluation.resamples import resamples_of
 from saefast.evaluation.scores import TRAINED, Score
 
 NAME = "edit"
@@ -275,12 +276,11 @@ class Results:
 
     def _over_seeds(self, draws: Floats) -> Floats:
         """Return means [draws] over tasks and resampled SAEs, from [SAEs, tasks, draws]."""
-        saes = len(draws)
-        generator = np.random.default_rng(self.seed)
-        shares = np.full(saes, 1 / saes)
-        counts = generator.multinomial(max(saes - 1, 1), shares, size=DRAWS).astype(np.float64)
+        saes = resamples_of(np.random.default_rng(self.seed), len(draws), DRAWS)
         # A resample may hold no pair of the only attribute, so that an SAE has no value in it.
-        return _mean(_mean(draws, 1), 0, counts.T)
+        of_entities = _mean(_mean(draws, 1), 0)
+        of_both = _mean(_mean(draws, 1), 0, saes.counts.T)
+        return of_entities + saes.factors * (of_both - of_entities)
 
     def _entities(self, kind: str | None = None) -> int:
         """Return the number of entities with test pairs, of one kind or of all."""
@@ -301,8 +301,8 @@ def _mean(
 
 
 def _interval(value: float, drawn: Floats, n: int, lowest: float = 0.0) -> Interval:
-    """Return the interval of a rate over n entities, which is at most 1."""
-    interval = interval_of_draws(value, drawn)
+    """Return the interval of a rate over n entities, from `lowest` to 1."""
+    interval = interval_of_draws(value, np.clip(drawn, lowest, 1.0))
     if interval.low == interval.high:  # no entity differs from the others
         return interval_of_equal_items(value, n, lowest, 1.0)
     return interval

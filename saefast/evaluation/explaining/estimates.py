@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saefast.evaluation.intervals import NOWHERE, Floats, Interval
+from saefast.evaluation.intervals import NOWHERE, Floats, Interval, student_quantile
 
 _NORMAL = 1.959963984540054
 
@@ -78,8 +78,8 @@ def combined(
 ) -> Interval:
     """Return the mean over SAEs with its 95 % interval.
 
-    The variance is the larger one of the variance between SAEs and the variance over their latents,
-    since few SAEs may agree by chance.
+    The interval is the larger one of Student's interval over SAEs and the interval over their
+    latents, since few SAEs may agree by chance.
 
     Args:
         estimates: one for each SAE; NaN are left out.
@@ -109,10 +109,14 @@ def _by_bin(values: Floats, bins: NDArray[np.int64]) -> dict[int, Estimate]:
 
 
 def _pooled(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean over SAEs, with the error whose normal interval is that of `combined`."""
     known = [each for each in estimates if each.n]
     if not known:
         return Estimate(float("nan"), float("nan"), 0)
     values = np.array([each.value for each in known])
     within = sum(each.error**2 for each in known) / len(known) ** 2
-    across = float(values.var(ddof=1)) / len(known) if len(known) > 1 else 0.0
+    across = 0.0
+    if len(known) > 1:
+        tails = student_quantile(len(known) - 1) / _NORMAL
+        across = float(values.var(ddof=1)) / len(known) * tails**2
     return Estimate(float(values.mean()), max(within, across) ** 0.5, sum(each.n for each in known))

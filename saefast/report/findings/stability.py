@@ -91,8 +91,8 @@ def pairs(data: RunData) -> Iterator[Finding]:
     yield Finding(
         "Pairs",
         f"Two SAEs that differ only in the seed share {between} of their features (nearest "
-        f"decoder row with {least}{beside}). Published values range from 0.3 to 0.8: higher "
-        "with fewer latents and longer training.",
+        f"decoder row with {least}{beside}). Published values, by decoder and encoder rows, range "
+        "from 0.3 to 0.8: higher with fewer latents and longer training.",
         claim="Two SAEs share more than half of their features",
         holds=in_all(share > 0.5 for share in shares.values()),
         evidence=f"{between} with {least}",

@@ -22,6 +22,8 @@ from saefast.evaluation.editing.masks import active, random_mask, trained_mask
 from saefast.evaluation.editing.mean_differences import mean_differences
 from saefast.evaluation.editing.one_attribute import ALL, CHOSEN, NONE, RANDOM, Outcome, harmonic
 from saefast.evaluation.editing.pairs import PARTS, TEMPLATES, Questions, tasks_of
+from saefast.evaluation.editing.scores import Results
+from saefast.evaluation.intervals import DRAWS, interval_of_draws
 from saefast.lm import find_site
 
 OPTIONS = {"n": (1, VALUES, D), "pairs": 60, "progress": False}
@@ -394,3 +396,16 @@ def test_other_bad_input_raises(model, knowledge, sae):
         edit(model, 0, sae, {}, **OPTIONS)
     with pytest.raises(ValueError, match="d=15, got d=16"):
         edit(model, 0, saefast.SAE(D + 1, 20, k=2), knowledge, **OPTIONS)
+
+
+@pytest.mark.parametrize("saes", [2, 4])
+def test_intervals_cover_where_saes_differ_by_more_than_entities(saes: int) -> None:
+    generator = np.random.default_rng(saes)
+    covered = 0
+    for seed in range(200):
+        values = generator.standard_normal((saes, 1, 1))
+        draws = values + 0.1 * generator.standard_normal((saes, 1, DRAWS))
+        results = Results(tasks=[], edited={}, whole=[], seed=seed)
+        found = interval_of_draws(float(values.mean()), results._over_seeds(draws))
+        covered += found.low <= 0 <= found.high
+    assert covered >= 0.9 * 200

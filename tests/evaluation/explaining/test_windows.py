@@ -161,6 +161,18 @@ def test_intervals_of_estimates_cover() -> None:
     assert pairs[0].error == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("saes", [2, 4])
+def test_intervals_cover_where_saes_differ_by_more_than_their_latents(saes: int) -> None:
+    """With the quantile of a normal distribution, 67 % (of two SAEs) and 86 % (of four) cover."""
+    generator = np.random.default_rng(saes)
+    covered = 0
+    for _ in range(400):
+        means = generator.normal(0.3, 0.1, saes)
+        interval = combined([mean_of(generator.normal(mean, 0.1, 100)) for mean in means])
+        covered += interval.low <= 0.3 <= interval.high
+    assert 0.92 * 400 <= covered <= 0.98 * 400
+
+
 def test_strata_with_one_latent_do_not_narrow_intervals() -> None:
     assert combined([mean_of(np.array([0.4]))], least=0.0, most=1.0) == (0.4, 0.0, 1.0)
     generator = np.random.default_rng(4)
