@@ -26,6 +26,8 @@ def encode_gradients(
     needs_x, needs_weight, needs_bias, needs_scale, *_ = needed
     m = weight.shape[0]
     ones = x.new_ones(x.shape[0], 1)
+    if bias is not None:  # the score of a masked latent is constant
+        grad = grad.masked_fill((bias == -torch.inf)[indices], 0.0)
     score_grad = grad if scale is None else grad * scale[indices]
     grad_x = ops.sparse_decode(score_grad, indices, weight, None) if needs_x else None
     grad_weight = ops.latent_sum(score_grad, indices, x, m) if needs_weight else None

@@ -21,12 +21,13 @@ def scores(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None)
     """
     out = computed(x) @ computed(weight).T
     if bias is not None:
-        out = out + computed(bias)
+        # Infinity is filled in last: a masked latent stays masked regardless of its scale, and zero
+        # times infinity is no gradient of the scale.
+        masked = bias == -torch.inf
+        out = out + computed(bias).masked_fill(masked, 0.0)
     if scale is not None:
         out = out * computed(scale)
-    if bias is not None:  # a latent masked by -inf stays masked, regardless of its scale
-        out = torch.where(bias == -torch.inf, -torch.inf, out)
-    return out
+    return out if bias is None else torch.where(masked, -torch.inf, out)
 
 
 def _scores_at(
@@ -36,7 +37,8 @@ def _scores_at(
         folded = weight if scale is None else weight * scale[:, None]
         shift = bias
         if bias is not None and scale is not None:
-            shift = torch.where(bias == -torch.inf, bias, bias * scale)
+            masked = bias == -torch.inf
+            shift = torch.where(masked, bias, bias.masked_fill(masked, 0.0) * scale)
         x, weight = x.bfloat16().to(x.dtype), folded.bfloat16().to(weight.dtype)
         bias, scale = shift, None
     return scores(x, weight, bias, scale)

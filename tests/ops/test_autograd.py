@@ -1,5 +1,7 @@
 """Gradients by finite differences, schemas by opcheck, and one graph under torch.compile."""
 
+from collections.abc import Callable, Sequence
+
 import pytest
 import torch
 from helpers.strategies import Shape, normal, seeds, shapes
@@ -16,6 +18,7 @@ from saefast.ops.latent_update import latent_update
 from saefast.ops.sparse_decode import sparse_decode_op
 from saefast.ops.threshold_encode import threshold_encode_op
 from saefast.ops.topk_encode import topk_encode_op
+from saefast.types import SparseCode
 
 SHAPE = Shape(4, 5, 9, 3)
 THRESHOLD = normal((SHAPE.m,), 4, torch.float64)
@@ -86,6 +89,23 @@ def test_gradients_equal_the_references(level: str, shape: Shape, seed: int) -> 
 
     actual = gradients(saefast.topk_encode, saefast.sparse_decode)
     expected = gradients(reference.topk_encode, reference.sparse_decode)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
+
+
+def test_masked_latents_have_no_gradient() -> None:
+    """With k = m masked latents are selected; their scores are constant."""
+    bias = normal((m,), 2, torch.float64)
+    bias[::2] = -torch.inf
+    inputs = [leaf((n, d), 0), leaf((m, d), 1), bias.requires_grad_(), leaf((m,), 3)]
+    weights = normal((n, m), 4, torch.float64)
+
+    def gradients(encode: Callable[..., SparseCode]) -> Sequence[Tensor]:
+        x, weight, bias, scale = inputs
+        values = encode(x, weight, bias, k=m, scale=scale).values
+        return torch.autograd.grad(values, inputs, weights)
+
+    actual, expected = map(gradients, (saefast.topk_encode, reference.topk_encode))
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
 
