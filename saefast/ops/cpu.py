@@ -24,8 +24,11 @@ if os.environ.get(LEVEL_ENVIRONMENT):
 
 
 def contiguous(tensor: Tensor) -> Tensor:
-    """Return the tensor in the form that C++ reads: contiguous and detached."""
-    return tensor.detach().contiguous()
+    """Return the tensor in the form that kernels read: detached, contiguous, not a lazy negative.
+
+    The imaginary part of a conjugate, for example, is a view whose memory holds the negatives.
+    """
+    return tensor.detach().contiguous().resolve_neg()
 
 
 def threads() -> int:

@@ -48,7 +48,7 @@ def by_fields(function: Callable[[Update], _T]) -> Callable[..., _T]:
 def contiguous(update: Update) -> Update:
     """Make the tensors contiguous that are only read."""
     read: dict[str, Any] = {
-        name: value.contiguous()
+        name: value.contiguous().resolve_neg()
         for name, value in update._asdict().items()
         if isinstance(value, Tensor) and name not in MUTATED
     }

@@ -11,6 +11,7 @@ from helpers.strategies import normal
 from helpers.updates import update_of
 from torch import Tensor
 
+from saefast import sparse_decode, topk_encode
 from saefast.ops.cpu import native
 from saefast.ops.encode_cpu import PackedWeight, Screen
 from saefast.types import Update
@@ -262,6 +263,17 @@ def test_views_of_parameters_and_half_precision_are_read() -> None:
     assert torch.equal(out[0], rows[1])
     native.sparse_decode(values, indices, weight[2:], None, out, 1)
     assert torch.equal(out[0], rows[3])
+
+
+def test_lazy_negatives_are_read() -> None:
+    """The imaginary part of a conjugate is a view of memory that holds its negative."""
+    x = torch.randn(N, D)
+    rows = torch._neg_view(-x)
+    weight, indices = torch.randn(M, D), torch.zeros(N, 1, dtype=torch.int64)
+    assert rows.is_neg()
+    assert torch.equal(topk_encode(rows, weight, k=K).values, topk_encode(x, weight, k=K).values)
+    decoded = sparse_decode(rows[:, :1], indices, weight)
+    assert torch.equal(decoded, sparse_decode(x[:, :1].clone(), indices, weight))
 
 
 def test_tensors_are_read_without_the_exchange_api_of_dlpack(tmp_path: Path) -> None:
