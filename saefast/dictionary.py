@@ -164,7 +164,9 @@ def sae_from(
         for name, values in parts.items():
             if values is not None:
                 mine: Tensor = getattr(sae, name)
-                values = torch.as_tensor(values).detach()
+                if not isinstance(values, Tensor):
+                    values = torch.tensor(values, dtype=torch.float64, device="cpu")
+                values = values.detach()
                 if values.ndim:
                     checks.shape(name, values, tuple(mine.shape))
                 mine.copy_(values)

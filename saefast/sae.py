@@ -136,19 +136,21 @@ class SAE(nn.Module):
             raise ValueError(
                 f"d_out must be d, {d}, for an SAE that is centred or normalises, got {d_out}"
             )
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        decoder = _directions(m, self.d_out, generator)
+        generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+        # Drawn on the CPU, so that a seed gives the same directions on every device.
+        where = "meta" if torch.device(device).type == "meta" else "cpu"
+        decoder = _directions(m, self.d_out, generator, where)
         # An encoder that starts as the decoder's transpose leaves few latents dead.
-        encoder = decoder.clone() if self.d_out == d else _directions(m, d, generator)
-        zeros = torch.zeros(m)
+        encoder = decoder.clone() if self.d_out == d else _directions(m, d, generator, where)
+        zeros = decoder.new_zeros(m)
         parameters = {"W_enc": encoder, "b_enc": zeros, "W_dec": decoder}
-        parameters["b_dec"] = torch.zeros(self.d_out)
+        parameters["b_dec"] = decoder.new_zeros(self.d_out)
         if variant == "jumprelu":
             parameters["jump_threshold"] = zeros + FIRST_THRESHOLD
         if variant == "gated":
             parameters |= {"r_mag": zeros, "b_mag": zeros}
         if skip:
-            parameters["W_skip"] = torch.zeros(self.d_out, d)
+            parameters["W_skip"] = decoder.new_zeros(self.d_out, d)
         for name, values in parameters.items():
             on_device = values.to(dtype=dtype, device=device, copy=True)
             self.register_parameter(name, nn.Parameter(on_device))
@@ -315,7 +317,11 @@ class SAE(nn.Module):
         Returns:
             Reconstruction [..., d_out].
         """
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x must be a torch.Tensor [..., d], got {type(x).__name__}")
         checks.dense("x", x)
+        if x.shape[-1:] != (self.d,):
+            raise ValueError(f"x must have the width of the SAE, {self.d}, got {tuple(x.shape)}")
         rows = x.reshape(-1, x.shape[-1])
         return self.decode(self.encode(rows), rows).reshape(*x.shape[:-1], self.d_out)
 
@@ -333,8 +339,8 @@ def activations(selected: Tensor, *, absolute: bool) -> Tensor:
     return selected.masked_fill(selected == -torch.inf, 0.0) if absolute else selected.relu()
 
 
-def _directions(m: int, d: int, generator: torch.Generator | None) -> Tensor:
-    directions = torch.randn(m, d, generator=generator)
+def _directions(m: int, d: int, generator: torch.Generator | None, device: str) -> Tensor:
+    directions = torch.randn(m, d, generator=generator, dtype=torch.float32, device=device)
     directions /= directions.norm(dim=1, keepdim=True)
     return directions
 

@@ -25,6 +25,21 @@ def test_forward_is_encode_then_decode_for_any_leading_shape() -> None:
     torch.testing.assert_close(sae(x), expected)
 
 
+@pytest.mark.parametrize(
+    ("x", "kind", "message"),
+    [
+        ([1.0], TypeError, "x must be a torch.Tensor"),
+        (torch.tensor(1.0), ValueError, "x must have the width of the SAE, 12"),
+        (torch.ones(2, 6), ValueError, "x must have the width of the SAE, 12"),
+    ],
+)
+def test_rows_that_do_not_fit_raise(x: object, kind: type[Exception], message: str) -> None:
+    sae = SAE(12, 50, k=4, seed=0)
+    for call in (sae, sae.encode):
+        with pytest.raises(kind, match=message):
+            call(x)
+
+
 def test_a_seed_gives_reproducible_directions_of_norm_one() -> None:
     first, second, other = (SAE(12, 50, k=4, seed=seed) for seed in (3, 3, 4))
     assert_same_bits(first.W_dec, second.W_dec)

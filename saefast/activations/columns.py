@@ -58,7 +58,7 @@ class Column:
 
     def empty(self, rows: int) -> Tensor:
         """Allocate memory [rows, *tail]."""
-        return torch.empty(rows, *self.tail, dtype=self.dtype)
+        return torch.empty(rows, *self.tail, dtype=self.dtype, device="cpu")
 
     def read(self, first: int, end: int, into: Tensor) -> None:
         """Fill `into`, contiguous [end - first, *tail], with the rows [first, end)."""

@@ -40,8 +40,8 @@ def activation_covariance(
         progress=progress,
     )
     d = source.d
-    products = torch.zeros(d, d, dtype=torch.float64)
-    total = torch.zeros(d, dtype=torch.float64)
+    products = torch.zeros(d, d, dtype=torch.float64, device="cpu")
+    total = torch.zeros(d, dtype=torch.float64, device="cpu")
     shift: Tensor | None = None
     with side_by_side() as run:
         for part in one_pass:

@@ -191,7 +191,7 @@ def _once(read: Callable[[list[tuple[int, int]]], Held]) -> Callable[[list[tuple
 
 
 def _new_memory(_name: str, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _take(rows: Tensor, places: Tensor, into: Tensor) -> None:

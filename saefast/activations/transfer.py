@@ -139,7 +139,7 @@ class DeviceTransfer:
         After the first call of `ahead` it is the pinned memory from which the batch is copied.
         """
         if not self._scales or stored_dtype(dtype) != dtype:
-            return torch.empty(shape, dtype=dtype)
+            return torch.empty(shape, dtype=dtype, device="cpu")
         return self._pinned(self._free[0], name, shape, dtype)
 
     def ahead(self, batches: Iterator[Batch], scales: tuple[float, float]) -> Iterator[_Sent]:

@@ -180,7 +180,9 @@ class StoreWriter:
     def _room(self, name: str) -> Tensor:
         if name not in self._filling:
             kept = self._index.columns[name]
-            self._filling[name] = torch.empty(self._rows_per_shard, *kept.tail, dtype=kept.dtype)
+            self._filling[name] = torch.empty(
+                self._rows_per_shard, *kept.tail, dtype=kept.dtype, device="cpu"
+            )
         return self._filling[name]
 
     def _write_shard(self) -> None:

@@ -47,13 +47,17 @@ def best_assignment(
         The assignment with its prices.
     """
     rows = len(graph.row_start) - 1
-    partner = torch.empty(rows, dtype=torch.int64) if start is None else start.partner.clone()
+    partner = (
+        torch.empty(rows, dtype=torch.int64, device="cpu")
+        if start is None
+        else start.partner.clone()
+    )
     column_price = (
-        torch.empty(graph.columns, dtype=torch.float64)
+        torch.empty(graph.columns, dtype=torch.float64, device="cpu")
         if start is None
         else start.column_price.clone()
     )
-    row_price = torch.empty(rows, dtype=torch.float64)
+    row_price = torch.empty(rows, dtype=torch.float64, device="cpu")
     finished = native.best_assignment(
         graph.row_start,
         graph.column,

@@ -120,7 +120,7 @@ def nearest_both_ways(search: Search, k: int) -> tuple[SparseCode, SparseCode]:
             backward.take(column + part, find_rows(piece, min(k, len(rows))), row)
             search.report(len(piece) * len(rows))
         saved.keep(
-            searched=torch.tensor(number + 1),
+            searched=torch.tensor(number + 1, device="cpu"),
             **forward.named("forward"),
             **backward.named("backward"),
         )

@@ -38,7 +38,7 @@ class Arcs(NamedTuple):
     def of_lists(cls, lists: SparseCode) -> "Arcs":
         """Return the arcs from each row to the columns in its list."""
         indices, values = lists.indices.cpu(), lists.values.cpu()
-        row = torch.arange(len(indices)).repeat_interleave(indices.shape[1])
+        row = torch.arange(len(indices), device="cpu").repeat_interleave(indices.shape[1])
         return cls(row, indices.flatten(), values.flatten())
 
     def only(self, those: Tensor) -> "Arcs":
@@ -58,7 +58,7 @@ class Arcs(NamedTuple):
         key, order = (self.row * columns + self.column).sort()
         first = key.diff(prepend=key.new_tensor([-1])) != 0
         key, order = key[first], order[first]
-        row_start = torch.searchsorted(key, torch.arange(rows + 1) * columns)
+        row_start = torch.searchsorted(key, torch.arange(rows + 1, device="cpu") * columns)
         return Graph(row_start, (key % columns).int(), self.similarity[order], columns)
 
 
@@ -190,7 +190,9 @@ def solved(
             row_price[row] += excess.clamp(min=0)
             break
         arcs, added = arcs.joined(new), added.joined(new)
-        search.saved.keep(rounds=torch.tensor(rounds), **added._asdict(), **_named(solution))
+        search.saved.keep(
+            rounds=torch.tensor(rounds, device="cpu"), **added._asdict(), **_named(solution)
+        )
     partner = solution.partner if floor > UNMATCHED else _completed(solution.partner, len(b))
     return Solution(partner, row_price, column_price, rounds, full)
 
@@ -198,7 +200,9 @@ def solved(
 def _completed(partner: Tensor, columns: int) -> Tensor:
     """Pair unmatched rows with free columns, if missing arcs or a time limit left any."""
     rows = (partner < 0).nonzero()[:, 0]
-    free = torch.ones(columns, dtype=torch.bool).index_fill(0, partner[partner >= 0], False)
+    free = torch.ones(columns, dtype=torch.bool, device="cpu").index_fill(
+        0, partner[partner >= 0], False
+    )
     left = free.nonzero()[: len(rows), 0]
     return partner.index_copy(0, rows[: len(left)], left)
 
@@ -207,7 +211,7 @@ def _known(saved: Unfinished) -> tuple[Assignment | None, Arcs, int]:
     """Return the solution, added arcs and number of rounds that `solved` has saved."""
     kept = saved.tensors
     if "rounds" not in kept:
-        none = torch.zeros(0, dtype=torch.int64)
+        none = torch.zeros(0, dtype=torch.int64, device="cpu")
         return None, Arcs(none, none, none.double()), 0
     arcs = Arcs(*(kept[name] for name in Arcs._fields))
     prices = kept["partner"], kept["row_price"], kept["column_price"]
@@ -222,7 +226,7 @@ def _named(solution: Assignment) -> dict[str, Tensor]:
 
 def _diagonal(a: UnitRows, b: UnitRows, absolute: bool) -> Arcs:
     """Return the arcs from row i to column i, with which a complete matching exists."""
-    i = torch.arange(min(len(a), len(b)))
+    i = torch.arange(min(len(a), len(b)), device="cpu")
     return _arcs(a, i, b, i, absolute)
 
 

@@ -159,10 +159,14 @@ def plan_matching(
 
 
 def _pairs_per_second(m: int, d: int, k: int, absolute: bool, backend: str) -> float:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     few, many = (min(size, m) for size in _SAMPLE)
     x, others = (
-        UnitRows.of(torch.randn(size, d, generator=generator), "decoder", "sample")
+        UnitRows.of(
+            torch.randn(size, d, generator=generator, dtype=torch.float32, device="cpu"),
+            "decoder",
+            "sample",
+        )
         for size in (few, many)
     )
     k = min(k, many)

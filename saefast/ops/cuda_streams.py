@@ -55,7 +55,7 @@ class CudaStreams:
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """See `Streams`."""
-        return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=True)
 
     def on_device(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """See `Streams`."""

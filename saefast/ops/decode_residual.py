@@ -39,7 +39,7 @@ def _(
     squares = native.decode_residual(
         values, indices, weight, bias, target, factor, residual, value_grads, threads()
     )
-    return residual, value_grads, torch.tensor(squares, dtype=torch.float64)
+    return residual, value_grads, torch.tensor(squares, dtype=torch.float64, device="cpu")
 
 
 @decode_residual.register_kernel("cuda")

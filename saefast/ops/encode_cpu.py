@@ -5,6 +5,7 @@ multiplies tiles with `torch.mm` and filters them in C++, csrc/tile_screen.cpp.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +17,10 @@ from saefast.ops.cpu import contiguous, native, threads
 from saefast.types import SparseCode, ThresholdCode
 
 _ROWS, _COLUMNS = 1024, 2048  # of a torch tile: 8 MiB, which fits in cache
+
+_SETTINGS = threading.Lock()
+"""Held while torch's settings are changed, which all threads share: two threads that changed them
+at the same time could each restore what the other had set"""
 
 
 class Screen(NamedTuple):
@@ -48,8 +53,10 @@ class PackedWeight:
     def of(cls, weight: Tensor, screen: Screen, scale: Tensor | None = None) -> "PackedWeight":
         """Pack a contiguous weight [m, d], with each row multiplied by its entry of `scale` [m]."""
         m, d = weight.shape
-        units = torch.empty(native.panel_units(screen.product, d, m), dtype=torch.int32)
-        packed = cls(screen, native.level(), units, torch.empty(m), torch.empty(m))
+        count = native.panel_units(screen.product, d, m)
+        units = torch.empty(count, dtype=torch.int32, device="cpu")
+        norm, lost = torch.empty(2, m, dtype=torch.float32, device="cpu")
+        packed = cls(screen, native.level(), units, norm, lost)
         native.pack_weight(
             screen.product, weight, scale, packed.units, packed.norm, packed.lost, threads()
         )
@@ -111,8 +118,8 @@ def _encode(
     n = len(x)
     code = ThresholdCode(
         x.new_empty(n, k),
-        torch.empty(n, k, dtype=torch.int64),
-        torch.empty(0 if threshold is None else n, dtype=torch.int64),
+        torch.empty(n, k, dtype=torch.int64, device="cpu"),
+        torch.empty(0 if threshold is None else n, dtype=torch.int64, device="cpu"),
     )
     arrays = (x, weight, bias, scale, threshold, *code)
     if screen.engine == "torch":
@@ -129,12 +136,13 @@ def _encode(
 def _multiplying_in(product: str) -> Iterator[None]:
     """Multiply float32 in float32 or with bfloat16 operands, regardless of torch's settings."""
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    settings.fp32_precision = "bf16" if product == "bfloat16" else "ieee"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+    with _SETTINGS:
+        before = settings.fp32_precision
+        settings.fp32_precision = "bf16" if product == "bfloat16" else "ieee"
+        try:
+            yield
+        finally:
+            settings.fp32_precision = before
 
 
 def _feed_tiles(
@@ -142,7 +150,7 @@ def _feed_tiles(
 ) -> None:
     """Fill a code by tiles of `torch.mm`, which C++ filters while they are in cache."""
     n, m = x.shape[0], weight.shape[0]
-    tile = torch.empty(min(_ROWS, n), min(_COLUMNS, m))
+    tile = torch.empty(min(_ROWS, n), min(_COLUMNS, m), dtype=torch.float32, device="cpu")
     with _multiplying_in(screen.product):
         for row in range(0, n, _ROWS):
             left = x[row : row + _ROWS].float()

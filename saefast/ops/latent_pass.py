@@ -58,7 +58,7 @@ class _OnCpu:
 
     def squares(self) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
-        squares = torch.zeros(len(self._operands.b_enc), dtype=torch.float64)
+        squares = torch.zeros(len(self._operands.b_enc), dtype=torch.float64, device="cpu")
         weight = self._operands.w_enc
         width = weight.shape[1] + self._operands.w_dec.shape[1] + 1
         stored = None
@@ -87,7 +87,7 @@ class _OnCpu:
         """Add to `squares` [m] if it is given, otherwise apply the update."""
         m, d = operands.w_enc.shape
         input_grad_sum = operands.w_enc.new_empty(d)
-        fired = torch.empty(m, dtype=torch.int64)
+        fired = torch.empty(m, dtype=torch.int64, device="cpu")
         native.latent_update(operands, input_grad_sum, None, fired, squares, stored, threads())
         return input_grad_sum, fired
 

@@ -48,5 +48,5 @@ def partial_dots(rows: Tensor, weight: Tensor, indices: Tensor, width: int, rank
 
 def partial_squares(rows: Tensor, width: int, ranks: int) -> Tensor:
     """Compute a rank's part of the squared norms of rows [n, c], [n]; see `partial_dots`."""
-    each = torch.arange(len(rows))[:, None]
+    each = torch.arange(len(rows), device="cpu")[:, None]
     return partial_dots(rows, rows, each, width, ranks).squeeze(1)

@@ -17,7 +17,7 @@ def row_norms(weight: Tensor) -> Tensor:
     if gpu.has(weight):
         norms: Tensor = torch.linalg.vector_norm(weight, dim=1)
         return norms
-    each = torch.arange(len(weight))[:, None]
+    each = torch.arange(len(weight), device="cpu")[:, None]
     squares: Tensor = gather_dots(weight.detach(), weight.detach(), each)
     return correctly_rounded_roots(squares.squeeze(1))
 

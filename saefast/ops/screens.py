@@ -71,9 +71,9 @@ def measure_screens() -> Measured:
 
 
 def _measure() -> Measured:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(192, 512, generator=generator)
-    weight = torch.randn(4096, 512, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(192, 512, generator=generator, dtype=torch.float32, device="cpu")
+    weight = torch.randn(4096, 512, generator=generator, dtype=torch.float32, device="cpu")
 
     def milliseconds(screen: Screen) -> float:
         start = time.perf_counter()

@@ -76,7 +76,7 @@ def begin(
     x = sample.x * scales.x
     target = x if sample.target is None else sample.target * scales.target
     sae = _zeros(config, x.shape[1], None if sample.target is None else target.shape[1], share)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     tied = config.tied and not sae.transcodes
     with torch.no_grad():
         for start, block in _directions(config, target, generator):
@@ -97,21 +97,22 @@ def begin(
 
 def _zeros(config: TrainConfig, d: int, d_out: int | None, share: Share | None) -> SAE:
     """Return an SAE whose directions are zero, or a share of one."""
-    with torch.device("meta"):  # avoids drawing random directions
-        sae = SAE(
-            d,
-            config.latents,
-            k=config.k,
-            variant=config.variant,
-            by_norm=config.by_norm,
-            d_out=d_out,
-            device="meta",
-        )
+    sae = SAE(
+        d,
+        config.latents,
+        k=config.k,
+        variant=config.variant,
+        by_norm=config.by_norm,
+        d_out=d_out,
+        device="meta",
+    )
     for name, whole in list(sae.named_parameters()):
         own = whole if share is None else share.of(name, whole)
-        sae.register_parameter(name, nn.Parameter(torch.zeros(own.shape)))
+        sae.register_parameter(
+            name, nn.Parameter(torch.zeros(own.shape, dtype=torch.float32, device="cpu"))
+        )
     for name, buffer in list(sae.named_buffers()):
-        sae.register_buffer(name, torch.zeros(buffer.shape))
+        sae.register_buffer(name, torch.zeros(buffer.shape, dtype=torch.float32, device="cpu"))
     if config.variant == "jumprelu":
         nn.init.constant_(sae.jump_threshold, FIRST_THRESHOLD)
     return sae
@@ -188,14 +189,25 @@ def _directions(
         covariance = activation_covariance(rows, progress=False)
         with one_thread():  # so that the bits do not depend on the number of threads
             root = covariance_root(covariance).float()
-            drawn = torch.randn(config.latents, len(root), generator=generator) @ root
+            drawn = (
+                torch.randn(
+                    config.latents,
+                    len(root),
+                    generator=generator,
+                    dtype=torch.float32,
+                    device="cpu",
+                )
+                @ root
+            )
         reference.normalise_rows(drawn)
         yield 0, drawn
         return
     # A last block of fewer than 16 numbers would be drawn in another way.
     starts = range(0, max(1, config.latents - 16), _BLOCK)
     for start, end in zip(starts, [*starts[1:], config.latents], strict=True):
-        block = torch.randn(end - start, rows.shape[1], generator=generator)
+        block = torch.randn(
+            end - start, rows.shape[1], generator=generator, dtype=torch.float32, device="cpu"
+        )
         reference.normalise_rows(block)
         yield start, block
 

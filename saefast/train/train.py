@@ -156,18 +156,20 @@ def train_runs(
     check_reports(log_to, log_every, checkpoint_minutes)
     together = world() if ranks is None else ranks
     try:
-        return _train_runs(
-            activations,
-            runs,
-            together,
-            resume=resume,
-            progress=progress and together.rank == 0,
-            where=_device(device, together),
-            checkpoint_minutes=checkpoint_minutes,
-            log_every=log_every,
-            log_to=log_to,
-            keep_training=keep_training,
-        )
+        # Weights created in inference mode could not be trained, nor their changes be noticed.
+        with torch.inference_mode(False):
+            return _train_runs(
+                activations,
+                runs,
+                together,
+                resume=resume,
+                progress=progress and together.rank == 0,
+                where=_device(device, together),
+                checkpoint_minutes=checkpoint_minutes,
+                log_every=log_every,
+                log_to=log_to,
+                keep_training=keep_training,
+            )
     except BaseException as error:
         together.fail(error)
         raise

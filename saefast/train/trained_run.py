@@ -225,5 +225,5 @@ def _empty(config: TrainConfig, like: SAE) -> SAE:
         d_out=like.d_out if like.transcodes else None,
         by_norm=config.by_norm,
     )
-    sae.firing_rate = torch.zeros(config.latents)
+    sae.firing_rate = torch.zeros(config.latents, dtype=torch.float32, device="cpu")
     return sae

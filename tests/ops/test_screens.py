@@ -1,5 +1,10 @@
 """Screens: measurement and selection, which does not change bits."""
 
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
 import pytest
 import torch
 from helpers.strategies import Shape, dtypes, native_products, normal, seeds, shapes
@@ -7,7 +12,7 @@ from helpers.tolerance import assert_same_bits
 from hypothesis import given
 
 import saefast
-from saefast.ops import encode_cpu, screens
+from saefast.ops import encode_cpu, gpu, screens
 from saefast.ops.encode_cpu import PackedWeight, Screen, encode_on_cpu
 from saefast.ops.screens import usable_screens
 
@@ -63,3 +68,43 @@ def test_torch_tiles_do_not_change_matmul_precision() -> None:
     for screen in (s for s in usable_screens() if s.engine == "torch"):
         encode_on_cpu(torch.randn(3, 8), torch.randn(9, 8), None, None, 2, "exact", screen)
         assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def on_cpu() -> tuple[Any, Callable[[], AbstractContextManager[None]]]:
+    return torch.backends.mkldnn.matmul, lambda: encode_cpu._multiplying_in("bfloat16")
+
+
+def on_gpu() -> tuple[Any, Callable[[], AbstractContextManager[None]]]:
+    pytest.importorskip("triton")
+    multiplying_in = gpu.kernels("matmul").multiplying_in
+    return torch.backends.cuda.matmul, lambda: multiplying_in("tfloat32")
+
+
+@pytest.mark.parametrize("where", [on_cpu, on_gpu])
+def test_threads_do_not_change_matmul_precision(
+    where: Callable[[], tuple[Any, Callable[[], AbstractContextManager[None]]]],
+) -> None:
+    """A thread that begins while another is inside must not restore that one's setting."""
+    settings, multiplying = where()
+    before = settings.fp32_precision
+    inside, entered = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with multiplying():
+            inside.set()
+            entered.wait(0.2)
+
+    def second() -> None:
+        with multiplying():
+            entered.set()
+            one.join()
+
+    one, two = threading.Thread(target=first), threading.Thread(target=second)
+    try:
+        one.start()
+        inside.wait()
+        two.start()
+        two.join()
+        assert settings.fp32_precision == before
+    finally:
+        settings.fp32_precision = before

@@ -146,7 +146,7 @@ def group_ends(m: int, shares: Sequence[float]) -> Tensor:
     for share in shares:
         ends.append(min(m, ends[-1] + max(1, round(share * m))))
     ends = sorted({*ends[1:], m})
-    return torch.tensor(ends)
+    return torch.tensor(ends, device="cpu")
 
 
 def largest_of_batch(scores: Tensor, k: int) -> Tensor:

@@ -95,8 +95,8 @@ def measured_machine(
     Returns:
         The machine, whose ranks have as many threads as this process.
     """
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(_ROWS, d, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(_ROWS, d, generator=generator, dtype=torch.float32, device="cpu")
     sae = SAE(d, _LATENTS, k=_K, seed=0)
     encoder = PackedEncoder(sae, "bf16" if precision == "bf16_weights" else precision)
     code = encoder.largest(x, _K)

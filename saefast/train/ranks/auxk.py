@@ -22,7 +22,9 @@ class SharedProducts:
     def __init__(self, share: Share, dead: Tensor) -> None:
         self.share, self.width = share, share.width
         each = [share.rows_of(rank) for rank in range(share.ranks.size)]
-        ends = torch.searchsorted(dead, torch.tensor([rows.stop for rows in each])).tolist()
+        ends = torch.searchsorted(
+            dead, torch.tensor([rows.stop for rows in each], device="cpu")
+        ).tolist()
         starts = [0, *ends[:-1]]
         self._counts = [end - start for start, end in zip(starts, ends, strict=True)]
         self.places = slice(starts[share.ranks.rank], ends[share.ranks.rank])
@@ -37,7 +39,7 @@ class SharedProducts:
     ) -> tuple[Tensor, Tensor]:
         """See `AuxProducts`."""
         mine, n = min(k, len(encoder)), len(inputs)
-        values, indices = inputs.new_zeros(n, 0), torch.zeros(n, 0, dtype=torch.int64)
+        values, indices = inputs.new_zeros(n, 0), torch.zeros(n, 0, dtype=torch.int64, device="cpu")
         if mine > 0:
             values, indices = topk_encode_op(
                 inputs, encoder, shift, None, mine, "exact", absolute=absolute

@@ -44,7 +44,9 @@ class SharedEncoder(PackedEncoder):
     def _nothing(self, inputs: Tensor) -> SparseCode:
         """Return the code of a rank without latents."""
         n = len(inputs)
-        return SparseCode(inputs.new_zeros(n, 0), torch.zeros(n, 0, dtype=torch.int64))
+        return SparseCode(
+            inputs.new_zeros(n, 0), torch.zeros(n, 0, dtype=torch.int64, device="cpu")
+        )
 
     def above_in(
         self, width: int, inputs: Tensor, threshold: Tensor, wanted: int | None = None
@@ -55,7 +57,7 @@ class SharedEncoder(PackedEncoder):
             threshold = threshold[rows]
         mine = min(width, rows.stop - rows.start)
         if mine == 0:
-            nothing = torch.zeros(len(inputs), dtype=torch.int64)
+            nothing = torch.zeros(len(inputs), dtype=torch.int64, device="cpu")
             found = ThresholdCode(*self._nothing(inputs), nothing)
         else:
             values, indices, counts = super().above_in(mine, inputs, threshold, wanted)
@@ -74,7 +76,7 @@ class SharedEncoder(PackedEncoder):
         value_grads = torch.where(code.values != 0, sums[:, :-1], 0.0)
         # As one process adds them: row by row, in float64.
         total = sums[:, -1].double().numpy().cumsum()[-1]
-        return residual, value_grads, torch.tensor(float(total), dtype=torch.float64)
+        return residual, value_grads, torch.tensor(float(total), dtype=torch.float64, device="cpu")
 
     def prefixes(
         self, code: SparseCode, target: Tensor, group_ends: Tensor, factor: float

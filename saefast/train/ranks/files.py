@@ -144,7 +144,7 @@ class _Written(NamedTuple):
                 into[low - first : high - first] = stored[low - self.start : high - self.start]
             return
         rank, size = (0, 1) if share is None else (share.ranks.rank, share.ranks.size)
-        columns = rank + size * torch.arange(into.shape[1])
+        columns = rank + size * torch.arange(into.shape[1], device="cpu")
         here = columns % self.size == self.rank
         if not bool(here.any()):
             return

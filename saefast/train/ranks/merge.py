@@ -46,13 +46,16 @@ def merged_above(share: Share, found: ThresholdCode, width: int) -> ThresholdCod
     values, indices = _exchanged(share, listed, longest)
     cut = share.cut(len(counts), share.ranks.rank)
     there = torch.cat(
-        [torch.arange(length) < each[rank, cut] for rank, length in enumerate(longest)],
+        [
+            torch.arange(length, device="cpu") < each[rank, cut]
+            for rank, length in enumerate(longest)
+        ],
         dim=1,
     )
     order = values.masked_fill(~there, -torch.inf).sort(dim=1, descending=True, stable=True).indices
     used = max(1, min(width, int(total.amax()) if len(total) else 0))
     order = order[:, :used]
-    kept = torch.arange(order.shape[1]) < total[cut, None]
+    kept = torch.arange(order.shape[1], device="cpu") < total[cut, None]
     values = torch.where(kept, values.gather(1, order), 0.0)
     indices = torch.where(kept, indices.gather(1, order), 0)
     if order.shape[1] < used:  # no latent of any row is above its threshold

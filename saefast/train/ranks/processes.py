@@ -64,7 +64,7 @@ class Torch:
         dtype = parts[0].dtype
         sent = [_bytes_of(part) for part in parts]
         sizes = [prod(shape) * dtype.itemsize for shape in shapes]
-        got, given = torch.empty(sum(sizes), dtype=torch.uint8), torch.cat(sent)
+        got, given = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu"), torch.cat(sent)
         _in_use[:] = got, given
         try:
             dist.all_to_all_single(got, given, sizes, [len(part) for part in sent])

@@ -32,7 +32,7 @@ class SharedPass:
     def squares(self) -> tuple[Tensor, Tensor]:
         """See `LatentPass`."""
         share = self._share
-        squares = torch.zeros(share.latents, dtype=torch.float64)
+        squares = torch.zeros(share.latents, dtype=torch.float64, device="cpu")
         if self._decoder.update_decoder:
             squares += share.added(self._pass_over_columns("squares", self._decoder))
         own = squares[share.rows].clone()
@@ -137,7 +137,7 @@ class SharedPass:
         share, d = self._share, encoder.w_enc.shape[1]
         counts = [-(-count // LATENTS_PER_TASK) for count in share.counts_of_rows()]
         parts = encoder.w_enc.new_zeros(counts[share.ranks.rank], d)
-        fired = torch.empty(len(encoder.b_enc), dtype=torch.int64)
+        fired = torch.empty(len(encoder.b_enc), dtype=torch.int64, device="cpu")
         own = encoder.w_enc.new_empty(d)
         if len(fired):
             native.latent_update(encoder, own, parts, fired, squares, None, threads())

@@ -12,7 +12,7 @@ from saefast.train.ranks.group import Ranks
 def said(ranks: Ranks, word: Any) -> list[Any]:
     """Return the message of each rank: values that JSON can hold."""
     text = torch.frombuffer(bytearray(json.dumps(word).encode()), dtype=torch.uint8)
-    size = torch.tensor([len(text)])
+    size = torch.tensor([len(text)], device="cpu")
     sizes = [int(length) for length in ranks.all_gather(size, [(1,)] * ranks.size)]
     texts = ranks.all_gather(text, [(length,) for length in sizes])
     return [json.loads(bytes(each.tolist())) for each in texts]
@@ -20,12 +20,12 @@ def said(ranks: Ranks, word: Any) -> list[Any]:
 
 def wait_for_all(ranks: Ranks) -> None:
     """Return once every rank has called this."""
-    ranks.all_gather(torch.zeros(1, dtype=torch.uint8), [(1,)] * ranks.size)
+    ranks.all_gather(torch.zeros(1, dtype=torch.uint8, device="cpu"), [(1,)] * ranks.size)
 
 
 def any_of(ranks: Ranks, *flags: bool) -> list[bool]:
     """Return, for each flag, whether it is set on any rank."""
-    mine = torch.tensor(flags, dtype=torch.uint8)
+    mine = torch.tensor(flags, dtype=torch.uint8, device="cpu")
     each = ranks.all_gather(mine, [tuple(mine.shape)] * ranks.size)
     return [bool(flag) for flag in torch.stack(each).amax(0)]
 
