@@ -73,7 +73,7 @@ class IteratorActivations:
         xs: list[Tensor] = []
         targets: list[Tensor] = []
         missing = batch_size
-        for x, target in self._pairs():
+        for x, target in self._pairs(batch_size):
             taken = min(skip, len(x))
             skip -= taken
             while taken < len(x):
@@ -88,7 +88,7 @@ class IteratorActivations:
                     yield _joined(xs, targets, next(numbers) * batch_size)
                     xs, targets, missing = [], [], batch_size
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _pairs(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield every item as rows and targets, endlessly if the source can be iterated again."""
         made = 0
         kind: tuple[int, int | None] | None = None
@@ -109,7 +109,8 @@ class IteratorActivations:
             if self._once is not None:
                 raise ValueError(
                     f"source ended after {made} rows and can be iterated only once; pass an "
-                    f"object that can be iterated again, or train on at most {made} tokens"
+                    f"object that can be iterated again, or train on at most "
+                    f"{made // batch_size * batch_size} tokens, the rows of whole batches"
                 )
             if made == before:
                 raise ValueError(

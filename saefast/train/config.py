@@ -97,6 +97,7 @@ class TrainConfig:
             checks.whole(name, getattr(self, name))
         for name in ("latents", "tokens", "batch_size"):
             checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("data_seed", self.data_seed, 0)
         if self.k > self.latents:
             raise ValueError(
                 f"k must be at most latents, got k={self.k} and latents={self.latents}; pass a "
@@ -123,6 +124,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be a share of the run, from 0 to 1, got {share}")
         checks.at_least("decoder_norm", self.decoder_norm, 0)
         checks.at_least("bandwidth", self.bandwidth, 0)
+        if self.bandwidth == 0:
+            raise ValueError("bandwidth must be above 0: the thresholds would have no gradient")
         if self.sparsity is not None:
             checks.at_least("sparsity", self.sparsity, 0)
         for share in self.group_shares:
@@ -232,5 +235,6 @@ def _check_seeds(seeds: tuple[int, ...]) -> None:
         )
     for seed in seeds:
         checks.whole("seeds", seed)
+        checks.between("seeds", seed, -(2**63), 2**64 - 1, "seeds of a torch.Generator")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must differ, got {seeds}")

@@ -73,8 +73,10 @@ class TrainingLoop:
         else:
             self._transfer = ring = DeviceTransfer(self._streams, source.locate, _AHEAD)
             into = {"memory": ring.memory} if isinstance(source, Shuffled) else {}
+        # A resume after the last step reads that step's rows again: there may be none after them.
+        start = min(self.step, self._first.steps - 1)
         self._stream: Iterator[Batch] = source.batches(
-            self._first.batch_size, seed=self._first.data_seed, start=self.step, **into
+            self._first.batch_size, seed=self._first.data_seed, start=start, **into
         )
         sample = self._look_ahead()
         if run is not None and self.step > 0:

@@ -13,7 +13,7 @@ from saefast.activations import IteratorActivations
 def test_the_error_at_the_end_of_an_iterator_states_its_rows() -> None:
     batches = IteratorActivations(iter(numbered().split(17))).batches(50, seed=0)
     assert len(take(batches, 2)) == 2
-    with pytest.raises(ValueError, match=r"ended after 103 rows .* train on at most 103 tokens"):
+    with pytest.raises(ValueError, match=r"ended after 103 rows .* train on at most 100 tokens"):
         next(batches)
 
 

@@ -15,8 +15,10 @@ from saefast.train import packed_encoder
 from saefast.train.objectives import (
     SPARSITY,
     Current,
+    Custom,
     FusedPath,
     JumpReLU,
+    TopK,
     usual_objective,
 )
 from saefast.train.objectives.batchtopk import group_ends, largest_of_batch
@@ -287,3 +289,14 @@ def test_rounded_weights_need_sparse_codes() -> None:
         ValueError, match="needs variant topk, abstopk, batchtopk or matryoshka, got relu"
     ):
         FusedStep(make("relu", dtype=torch.float32)[0], precision="bf16_weights")
+
+
+def test_a_custom_loss_counts_negative_activations() -> None:
+    """A latent of abstopk that fires downwards is not dead."""
+    sae = SAE(16, 40, k=4, variant="abstopk", seed=0)
+    (x,) = batches(1, 50, 16, torch.float32)
+    now = Current(sae.k)
+    usual = TopK(absolute=True).loss(sae, x, x, now)
+    own = Custom(lambda sae, x, target: (sae(x) - target).square().sum()).loss(sae, x, x, now)
+    assert (sae.encode(x).values < 0).any()
+    assert torch.equal(own.fired, usual.fired)

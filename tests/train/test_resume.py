@@ -34,6 +34,7 @@ from saefast.disk import atomic
 from saefast.sae import VARIANTS
 from saefast.train.checkpoint import RunFile, differences
 from saefast.train.seed_trainer import SeedTrainer
+from saefast.train.trained_run import TrainedRun
 
 _CHILD = """
 import sys
@@ -306,6 +307,23 @@ def test_differences_are_named_with_their_place() -> None:
         "g was None and is now 5",
     ]
     assert differences(now, now) == []
+
+
+def test_a_run_killed_after_its_last_step_needs_no_more_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, whole = config(tokens=640), tmp_path / "whole"
+    train(plan, rows=iter(ROWS[:640].split(100)), out=whole)
+
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainedRun, "_save", killed)
+        with pytest.raises(SystemExit):
+            train(plan, rows=iter(ROWS[:640].split(100)), out=tmp_path / "killed")
+    train(plan, rows=iter(ROWS[:640].split(100)), out=tmp_path / "killed", resume=True)
+    assert files_of(tmp_path / "killed") == files_of(whole)
 
 
 def test_a_run_is_not_overwritten(tmp_path: Path) -> None:

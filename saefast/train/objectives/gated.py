@@ -84,5 +84,5 @@ class Custom(Differentiated):
             error = target - sae.decode(code)
             ones = torch.ones_like(code.indices)
             fired = code.indices.new_zeros(sae.m)
-            fired.index_add_(0, code.indices.flatten(), (ones * (code.values > 0)).flatten())
+            fired.index_add_(0, code.indices.flatten(), (ones * (code.values != 0)).flatten())
         return Loss(value, error.square().sum(), error, fired)
