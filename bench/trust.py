@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     for row in rows:
         print(row)
     if chosen.json:
-        record.write(chosen.json, {"machine": record.machine(), "rows": merged(chosen.json, rows)})
+        replace_rows(chosen.json, rows)
     return code
 
 
@@ -56,8 +56,10 @@ def summed(tests: Sequence[dict[str, Any]], commit: str) -> list[dict[str, Any]]
     return list(found.values())
 
 
-def merged(file: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of a file, those of the same campaigns replaced, sorted by name."""
+def replace_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Replace or add the rows of these campaigns in a file, with the processor of this machine."""
+    machine = record.machine()
+    here = {"cpu": machine["cpu"], "cores": machine["cores"]}
     earlier = json.loads(file.read_text())["rows"] if file.exists() else []
-    found = {row["campaign"]: row for row in (*earlier, *rows)}
-    return [found[name] for name in sorted(found)]
+    found = {row["campaign"]: row for row in (*earlier, *(row | here for row in rows))}
+    record.write(file, {"rows": [found[name] for name in sorted(found)]})

@@ -27,7 +27,7 @@ for _folder in ("peers", "cuda"):
     if not any(f"tests/{_folder}" in argument for argument in sys.argv):
         collect_ignore.append(_folder)
 
-from saefast.ops.cpu import native  # noqa: E402
+from saefast.ops.cpu import LEVEL_ENVIRONMENT, native  # noqa: E402
 
 settings.register_profile(
     "saefast",
@@ -36,16 +36,27 @@ settings.register_profile(
     max_examples=60,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+settings.register_profile("few", settings.get_profile("saefast"), max_examples=10)
 settings.load_profile("saefast")
 
 
-@pytest.fixture(params=native.usable_levels())
+@pytest.fixture(
+    params=[native.level()] if os.environ.get(LEVEL_ENVIRONMENT) else native.usable_levels()
+)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this processor supports."""
+    """Each instruction set that this processor supports, or the one that the environment names."""
     before = native.level()
     native.use_level(request.param)
     yield request.param
     native.use_level(before)
+
+
+@pytest.fixture(autouse=True)
+def level_is_restored() -> Iterator[None]:
+    """Assert that a test leaves the instruction set to others as it was."""
+    before = native.level()
+    yield
+    assert native.level() == before
 
 
 @pytest.fixture(scope="session")
