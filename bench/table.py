@@ -242,7 +242,7 @@ TABLES = {
     "recovery": (study_tables.recovery, study_tables.recovery_caption),
     "digits": (study_tables.digits, study_tables.digits_caption),
     "validity": (study_tables.validity, study_tables.validity_caption),
-    "trust": (trust_table.table,),
+    "trust": (trust_table.table, trust_table.caption),
     "study_trends": (claims.trends,),
     "study_claims": (claims.claims,),
     "study_recurrence": (tables.recurrence, tables.caption),

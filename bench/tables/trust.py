@@ -15,3 +15,12 @@ def table() -> str:
         time = f"{minutes:.0f} min" if minutes >= 2 else f"{row['seconds']:.0f} s"
         lines.append([row["campaign"], f"{row['cases']:,}", ends, time, row["commit"]])
     return markdown(lines)
+
+
+def caption() -> str:
+    """Return the machines on which the campaigns ran."""
+    campaigns: dict[str, list[str]] = {}
+    for row in load("trust")["rows"]:
+        machine = f"{row['cpu']}, {row['cores']} cores"
+        campaigns.setdefault(machine, []).append(row["campaign"])
+    return " ".join(f"On {machine}: {'; '.join(names)}." for machine, names in campaigns.items())

@@ -20,7 +20,7 @@ def test_mutated_files_of_every_format(tmp_path: Path, campaign: Campaign) -> No
 
 
 @pytest.mark.skipif(find_spec("gguf") is None, reason="needs saefast[lm]")
-@pytest.mark.campaign("hostile files of GGUF", 40, 3000)
+@pytest.mark.campaign("hostile files of GGUF", 40, 1500)
 def test_mutated_language_models(tmp_path: Path, campaign: Campaign) -> None:
     """Each mutated GGUF file is loaded or refused; see helpers/hostile_gguf.py."""
     count_outcomes("helpers.hostile_gguf", tmp_path, campaign)
