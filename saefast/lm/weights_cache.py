@@ -99,14 +99,9 @@ def _read(file: Path) -> tuple[Any, Any]:
             **place, config=config, dtype=torch.float32
         )
         return model, transformers.AutoTokenizer.from_pretrained(**place)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:  # transformers and tokenizers have classes of their own
         raise ValueError(
             f"{file} could not be loaded by transformers, as it is damaged or of an unsupported "
             f"kind: {error}; get the file again, or use the folder of the model"

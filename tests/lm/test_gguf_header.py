@@ -237,6 +237,10 @@ LOADED: dict[str, tuple[Callable[[bytes], bytes], str]] = {
         "its settings ask for .* parameters, and it holds",
     ),
     "no heads": (_resized("llama.attention.head_count", 0), "could not be loaded by transformers"),
+    "a width that heads do not divide": (
+        _resized("llama.embedding_length", 31),
+        "could not be loaded by transformers.* not a multiple",
+    ),
     "another width": (_resized("llama.embedding_length", 16), "could not be loaded by transform"),
     "an unsupported kind": (
         lambda content: content.replace(b"llama", b"lamma"),
