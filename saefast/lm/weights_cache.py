@@ -102,9 +102,10 @@ def _read(file: Path) -> tuple[Any, Any]:
     except (ImportError, MemoryError, OSError):
         raise
     except Exception as error:  # transformers and tokenizers have classes of their own
+        reason = " ".join(str(error).split())
         raise ValueError(
             f"{file} could not be loaded by transformers, as it is damaged or of an unsupported "
-            f"kind: {error}; get the file again, or use the folder of the model"
+            f"kind: {reason}; get the file again, or use the folder of the model"
         ) from error
 
 
