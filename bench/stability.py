@@ -2,9 +2,9 @@
 
 n is the number of dictionaries. Given matches are synthetic: every feature has a counterpart of
 random similarity in each dictionary. saefast also reads the weights for latents that are dead or
-not finite, and keeps partners; numpy does neither, so the two are not a fair race. From weights,
-the rival multiplies every two dictionaries once, in float32, and takes the maxima of rows and
-columns: the least that an implementation of the definition needs.
+not finite, and keeps partners; numpy does neither, so it does less work. From weights, the rival
+multiplies every two dictionaries once, in float32, and takes the maxima of rows and columns: the
+least that an implementation of the definition needs.
 """
 
 from collections.abc import Callable

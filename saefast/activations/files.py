@@ -38,7 +38,9 @@ def open_npy(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> 
         try:
             shape, fortran, kind = _npy_header(file)
         except Exception as error:  # those of tokenize, with which numpy reads some headers, too
-            raise ValueError(f"{path} is not an .npy file: {error}") from error
+            raise ValueError(
+                f"{path} is not an .npy file: {error}; save the array again with numpy.save"
+            ) from error
         offset = file.tell()
         size = os.fstat(file.fileno()).st_size
     if kind.str not in _NUMPY_DTYPES:
@@ -127,7 +129,9 @@ def open_pt(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> T
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} must hold one tensor, {_ALONE}") from error
     except Exception as error:  # damaged bytes may raise any exception
-        raise ValueError(f"{path} is truncated or not written by torch.save: {error}") from error
+        raise ValueError(
+            f"{path} is truncated or not written by torch.save: {error}; write it again"
+        ) from error
     if not isinstance(value, torch.Tensor):
         raise ValueError(
             f"{path} must hold one tensor [n, d], got {type(value).__name__}; torch.save the "

@@ -120,7 +120,9 @@ class OnePass:
         for name, values in (("activations", x), ("targets", target)):
             if not bool(values.isfinite().all()):
                 row = int(numbers[(~values.isfinite()).any(1).nonzero()[0, 0].cpu()])
-                raise ValueError(f"the {name} hold NaN or infinity: {self.source.locate(row)}")
+                raise ValueError(
+                    f"the {name} hold NaN or infinity: {self.source.locate(row)}; remove such rows"
+                )
         beside = {name: values[numbers].long() for name, values in self._given.items()}
         if isinstance(self.source, StoreActivations):
             first, end = int(numbers[0]), int(numbers[-1]) + 1

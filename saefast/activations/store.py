@@ -152,7 +152,9 @@ class StoreActivations(FileActivations):
             verify_store(folder)
         self.index = read_index(folder)
         if not self.index.shards:
-            raise ValueError(f"{folder} holds no rows: its writer has not finished a shard yet")
+            raise ValueError(
+                f"{folder} holds no rows: its writer has not finished a shard yet; wait for it"
+            )
         self._by_name = _columns(folder, self.index, verify_reads)
         if target is not None:
             checks.one_of("target", target, tuple(self.index.extras))

@@ -230,4 +230,6 @@ def check_finite(
         bad = ~its_extremes.isfinite().all(0)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
-            raise ValueError(f"the {name} hold NaN or infinity: {locate(int(numbers[row]))}")
+            raise ValueError(
+                f"the {name} hold NaN or infinity: {locate(int(numbers[row]))}; remove such rows"
+            )

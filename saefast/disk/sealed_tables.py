@@ -38,7 +38,9 @@ def sealed_table(table: "pa.Table") -> bytes:
     content = bytearray(sink.getvalue())
     place = _DIGITS.search(content)
     if place is None or _MARK not in content:
-        raise RuntimeError("this version of pyarrow writes no place for the checksum of a file")
+        raise RuntimeError(
+            "this version of pyarrow writes no place for the checksum of a file; update it"
+        )
     content[slice(*place.span(1))] = checksum(content).encode()
     return bytes(content)
 

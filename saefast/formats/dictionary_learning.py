@@ -74,7 +74,7 @@ def read(found: SourceFile) -> SAEWeights:
         if found.setting(key, int, size) != size:
             raise ValueError(
                 f"{found.config_name}: {key} is {trainer[key]}, but the tensors of {found.path} "
-                f"say {size}"
+                f"say {size}; correct the config"
             )
     parts = replace(parts, centred=kind not in _UNCENTRED, metadata=_metadata(found, parts, norm))
     if _VARIANTS[kind] in ("topk", "batchtopk", "matryoshka"):

@@ -125,7 +125,7 @@ def _tensors(found: SourceFile, variant: str, transcodes: bool, skips: bool) -> 
         if not found.config.get("finetuning_scaling_factor"):
             raise ValueError(
                 f"{found.path}: scaling_factor is not 1, but {found.config_name} does not say "
-                f"finetuning_scaling_factor"
+                f"finetuning_scaling_factor; set it to true there if the SAE was fine-tuned"
             )
         parts = replace(parts, W_dec=(w_dec.double() * scale[:, None]).to(w_dec.dtype))
     return parts

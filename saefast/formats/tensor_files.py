@@ -79,13 +79,15 @@ def _read_safetensors(path: Path, verify: bool) -> dict[str, Tensor]:
                 )
         raise ValueError(
             f"{path} is truncated or not a safetensors file: its header would be {header} bytes "
-            f"long, and the file has {size}"
+            f"long, and the file has {size}; get or write it again"
         )
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+        raise ValueError(
+            f"{path} is truncated or not a safetensors file: {error}; get or write it again"
+        ) from error
     if verify:
         sealed_tensors.check(path, tensors, "verify=False")
     return tensors
@@ -184,7 +186,9 @@ def _read_torch(path: Path, allow_pickle: bool, archive: Archive | None) -> Cont
         message = str(error)
         objects = "add_safe_globals" in message or "unsupported global" in message.lower()
         if not (isinstance(error, pickle.UnpicklingError) and objects):
-            raise ValueError(f"{path} is truncated or not a torch file: {error}") from error
+            raise ValueError(
+                f"{path} is truncated or not a torch file: {error}; get or write it again"
+            ) from error
         if not allow_pickle:
             raise ValueError(_not_unasked(path)) from error
         try:

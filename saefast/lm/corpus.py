@@ -147,7 +147,7 @@ def text_files(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist; check the path")
     if path.is_dir() and not any(file.is_file() for file in path.glob(pattern)):
         raise ValueError(f"{path} holds no file {pattern}; give text_files(path, pattern='**/*')")
 
@@ -157,7 +157,7 @@ def text_files(path: str | Path, pattern: str = "**/*.txt") -> Corpus:
             try:
                 yield Document(file.read_text(encoding="utf-8-sig"), str(file))
             except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is not text in UTF-8: {error}") from error
+                raise ValueError(f"{file} is not text in UTF-8: {error}; convert it") from error
 
     return Corpus(read, {"corpus": "files", "path": str(path), "pattern": pattern})
 
@@ -174,7 +174,7 @@ def json_lines(path: str | Path, field: str = "text") -> Corpus:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist; check the path")
 
     def read() -> Iterator[Document]:
         with path.open("rb") as lines:
@@ -185,7 +185,9 @@ def json_lines(path: str | Path, field: str = "text") -> Corpus:
                 try:
                     row = json.loads(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{where} is not JSON in UTF-8: {error}") from error
+                    raise ValueError(
+                        f"{where} is not JSON in UTF-8: {error}; correct it"
+                    ) from error
                 yield Document(_field(row, field, where), where)
 
     return Corpus(read, {"corpus": "lines of JSON", "path": str(path), "field": field})

@@ -40,7 +40,7 @@ def harvest(
     keeps its token and its position in the context.
 
     Args:
-        model: model from `load_model`, or a `LanguageModel` of your own parts.
+        model: model from `load_model`, or a `LanguageModel` built from parts.
         sites: number of a layer for the residual stream after it, "mlp.3", "attn.3", or the name of
             any module; see `saefast.lm.find_site`.
         out: path of the store; if `sites` is a list, of a folder with a store for each site, named

@@ -27,7 +27,7 @@ _PROBES = 64  # values of each parameter that enter the hash of the weights
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Model and tokenizer for harvests and evaluations, from `load_model` or parts of your own."""
+    """Model and tokenizer for harvests and evaluations, from `load_model` or built from parts."""
 
     model: Any
     """causal language model of transformers"""
@@ -204,7 +204,9 @@ def _place(name: str | Path) -> tuple[str, Path | None]:
             raise ValueError(f"a file of a model must end in .gguf, got {path}; or give its folder")
         return "", path
     if not path.exists() and (path.is_absolute() or path.suffix == ".gguf"):
-        raise FileNotFoundError(f"{path} is neither the folder of a model nor a GGUF file")
+        raise FileNotFoundError(
+            f"{path} is neither the folder of a model nor a GGUF file; check the path"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         found = sorted(path.glob("*.gguf"))
         if len(found) != 1:

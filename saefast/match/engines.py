@@ -179,7 +179,9 @@ def _index(kind: str, rows: Any) -> tuple[Any, bool]:
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     if kind == "cagra":
         if not gpus or not hasattr(faiss, "GpuIndexCagra"):
-            raise RuntimeError("backend='cagra' needs a GPU and a FAISS built with cuVS")
+            raise RuntimeError(
+                "backend='cagra' needs a GPU and a FAISS built with cuVS; use backend='auto'"
+            )
         index = faiss.GpuIndexCagra(faiss.StandardGpuResources(), d, faiss.METRIC_INNER_PRODUCT)
         index.train(rows)
         return index, True

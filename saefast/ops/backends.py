@@ -30,9 +30,13 @@ def use_reference(impl: str, tensor: Tensor, *, in_cuda: bool = False) -> bool:
         if reason is not None:
             raise ValueError(f"impl={impl!r} is not available: {reason}; use impl='auto'")
         if not tensor.is_cuda:
-            raise ValueError(f"impl={impl!r} runs on CUDA tensors, got {tensor.device}")
+            raise ValueError(
+                f"impl={impl!r} runs on CUDA tensors, got {tensor.device}; use impl='auto'"
+            )
         if tensor.dtype not in gpu.DTYPES:
-            raise TypeError(f"impl={impl!r} supports float32 and bfloat16, got {tensor.dtype}")
+            raise TypeError(
+                f"impl={impl!r} supports float32 and bfloat16, got {tensor.dtype}; use impl='auto'"
+            )
     return impl == "reference"
 
 

@@ -47,7 +47,7 @@ def read_idx_images(path: str | Path) -> Tensor:
             # One byte more than expected, to detect a file that is longer than its header says.
             pixels = stream.read(size + 1)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{file} is truncated or damaged: {error}") from error
+        raise ValueError(f"{file} is truncated or damaged: {error}; get it again") from error
     if len(pixels) != size:
         more = "more" if len(pixels) > size else f"{len(pixels)}"
         raise ValueError(
@@ -61,7 +61,7 @@ def read_idx_images(path: str | Path) -> Tensor:
 def _file(path: Path) -> Path:
     if not path.is_dir():
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
+            raise FileNotFoundError(f"{path} does not exist; check the path")
         return path
     for name in NAMES:
         for file in (path / name, path / f"{name}.gz"):

@@ -130,7 +130,9 @@ def _connect(ray: Any, address: str | None) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="warning")
     except ConnectionError as error:
         where = address or f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')}"
-        raise ConnectionError(f"no Ray cluster answers at {where}: {error}") from error
+        raise ConnectionError(
+            f"no Ray cluster answers at {where}: {error}; start one with `ray start`, or use local"
+        ) from error
 
 
 def _with_port(address: str) -> str:

@@ -193,9 +193,13 @@ def test_a_bad_row_raises_before_its_step(
         items = list(itertools.islice(transfer.ahead(iter(batches), SCALES), 5))
         for item in items[:4]:
             transfer.take(item)
-        with pytest.raises(ValueError, match=f"the {named} hold NaN or infinity: row 17$"):
+        with pytest.raises(
+            ValueError, match=f"the {named} hold NaN or infinity: row 17; remove such rows$"
+        ):
             transfer.take(items[4])
-    with pytest.raises(ValueError, match=f"the {named} hold NaN or infinity: row 17$"):
+    with pytest.raises(
+        ValueError, match=f"the {named} hold NaN or infinity: row 17; remove such rows$"
+    ):
         as_taken(batches)
 
 

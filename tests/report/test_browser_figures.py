@@ -123,7 +123,7 @@ def test_figures_need_no_mouse(page: Any) -> None:
     assert tip(page) == ""
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
-    assert page.inner_text("#chosen span").startswith("From “In how many SAEs")
+    assert page.inner_text("#chosen span").startswith("From “Number of SAEs")
     page.focus("#fig-threshold-curves svg")
     page.keyboard.press("Home")
     assert "mean score: " in tip(page)

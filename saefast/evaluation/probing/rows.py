@@ -178,7 +178,9 @@ def _places(
         if at is not None and kept[span.text, at]:
             found.append((number, span.text, at))
     if not found:
-        raise ValueError(f"task {task.name!r} has no span that contains a token of the model")
+        raise ValueError(
+            f"task {task.name!r} has no span that contains a token of the model; give longer spans"
+        )
     example, text, position = torch.tensor(found).T
     return example, text, position
 

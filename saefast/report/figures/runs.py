@@ -179,7 +179,7 @@ def membership_donut(data: RunData) -> Figure:
     )
     return Figure(
         "membership",
-        "In how many SAEs a feature is",
+        "Number of SAEs that have a feature",
         f"All features alive of the {count} SAEs by the number of SAEs that have them, their own "
         "included.",
         "Donut: "

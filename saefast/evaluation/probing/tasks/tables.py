@@ -82,7 +82,7 @@ def table_tasks(
 
 def _columns(path: Path, text: str, label: str) -> tuple[list[Any], list[Any]]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(f"{path} does not exist; check the path")
     table = _read(path)
     for name in (text, label):
         if name not in table:
@@ -126,14 +126,14 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
         # Not splitlines, which also splits at characters that JSON allows in a text.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not text in UTF-8: {error}; convert it") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+            raise ValueError(f"{path}, line {number} is not JSON: {error}; correct it") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number} must be an object, got {type(row).__name__}")
         rows.append(row)
