@@ -74,7 +74,7 @@ def test_a_bad_row_raises_before_its_step(device: SimulatedDevice, monkeypatch) 
         step(trainer, number, batch)
 
     monkeypatch.setattr(SeedTrainer, "train", noted)
-    with pytest.raises(ValueError, match=rf"step 90 failed: .*row {90 * 128 + 5}$"):
+    with pytest.raises(ValueError, match=rf"step 90 failed: .*row {90 * 128 + 5};"):
         train(config(tokens=128 * 100), rows=IteratorActivations([long]))
     assert taken == list(range(90))
 
