@@ -184,6 +184,18 @@ def test_subspaces_are_called_reproducible_only_beyond_every_null(run: Path) -> 
     assert finding(run, "Subspaces")[1] == DISAGREES
 
 
+def test_overlaps_beyond_a_null_in_some_pairs_alone_decide_nothing(run: Path) -> None:
+    table = read_table(run / SUBSPACES / "nulls.parquet").to_pylist()
+    for row in table:
+        if (row["group"], row["statistic"]) == ("unstable", "overlap"):
+            one = (row["a"], row["b"], row["null"]) == (0, 1, "covariance")
+            row["value"], row["mean"], row["high"] = 0.8, 0.4, 0.9 if one else 0.5
+    write_rows(run / SUBSPACES / "nulls.parquet", table)
+    assert finding(run, "Subspaces")[1] == UNCLEAR
+    assert holds(run, "Subspaces") == UNCLEAR
+    assert "not beyond directions with" in finding(run, "Subspaces")[0]
+
+
 def test_pooling_that_does_not_beat_its_controls_is_reported(run: Path) -> None:
     record = read_json(run / POOLING)
     assert {row["method"] for row in record["methods"]} == {"pooled", "pruned", "scratch", "single"}

@@ -1,6 +1,7 @@
 """Findings on reproducibility across seeds: features, subspaces, contributions, pooling."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -117,27 +118,23 @@ def subspaces(data: RunData) -> Iterator[Finding]:
             continue
         value = np.mean([row["value"] for row in tests])
         rank = np.mean([row["rank"] for row in data.subspaces["pairs"] if row["group"] == group])
-        parts, brief, above = [], [], {}
+        parts, brief = [], []
+        above: dict[str, str] = {}
         for null, words in _NULLS.items():
             of = [row for row in tests if row["null"] == null]
             if of:
                 mean = float(np.mean([row["mean"] for row in of]))
                 parts.append(f"{words} {mean:.2f}")
                 brief.append(f"{NULLS[null][0]} {mean:.2f}")
-                above[null] = all(
-                    row["value"] > (row["mean"] if row["high"] is None else row["high"])
-                    for row in of
-                )
-        left = [_NULLS[null] for null, yes in above.items() if not yes]
+                above[null] = in_all(map(_is_beyond, of))
+        left = [_NULLS[null] for null, held in above.items() if held != HOLDS]
         text = (
             f"The principal subspaces of {rank:.0f} dimensions of the {group} features of two SAEs "
             f"overlap by {value:.2f} (1: the same subspace); by chance: {', '.join(parts)}."
         )
         if left:
             text += f" This is not beyond {' or '.join(left)}."
-        verdict = ""
-        if group == "unstable":
-            verdict = MIXED if left == [_NULLS["subset"]] else DISAGREES if left else AGREES
+        verdict = _beyond_nulls(above) if group == "unstable" else ""
         yield Finding(
             "Subspaces",
             text,
@@ -153,9 +150,24 @@ def _beyond_every_null(tests: TableRows) -> list[bool]:
     """Return for each pair of SAEs whether their overlap lies beyond the range of every null."""
     pairs: dict[tuple[int, int], list[bool]] = {}
     for row in tests:
-        beyond = row["value"] > (row["mean"] if row["high"] is None else row["high"])
-        pairs.setdefault((row["a"], row["b"]), []).append(beyond)
+        pairs.setdefault((row["a"], row["b"]), []).append(_is_beyond(row))
     return [all(each) for each in pairs.values()]
+
+
+def _is_beyond(test: dict[str, Any]) -> bool:
+    """Return whether a value exceeds the band of its null, or the mean where there is no band."""
+    high = test["mean"] if test["high"] is None else test["high"]
+    return bool(test["value"] > high)
+
+
+def _beyond_nulls(above: Mapping[str, str]) -> str:
+    """Return the verdict on overlaps that hold, fail or differ between pairs, by null."""
+    missed = [null for null, held in above.items() if held == FAILS]
+    if set(missed) - {"subset"}:
+        return DISAGREES
+    if UNCLEAR in above.values():
+        return UNCLEAR
+    return MIXED if missed else AGREES
 
 
 def contributions(data: RunData) -> Iterator[Finding]:
