@@ -98,6 +98,9 @@ def partners_of(
 ) -> list[list[Member]]:
     """Return the matches of each item in the other trained SAEs.
 
+    A match with the opposite decoder row, which latents of both signs may have, fires with the
+    opposite sign.
+
     Args:
         matches: {(SAE, other SAE): matches of the first SAE's latents}.
         items: latents to steer with.
@@ -111,10 +114,20 @@ def partners_of(
             if one == place and condition == TRAINED
         ]
         found += [
-            [(sae, int(partner[number])) for sae, partner in others if partner[number] >= 0]
+            [
+                Member(sae, int(partner[number]), _sign(latents.sae, number, sae, partner[number]))
+                for sae, partner in others
+                if partner[number] >= 0
+            ]
             for number in latents.numbers.tolist()
         ]
     return found
+
+
+def _sign(sae: SAE, latent: int, other: SAE, partner: Tensor) -> int:
+    """Return -1 if the decoder rows of two latents point in opposite directions, otherwise 1."""
+    row = sae.W_dec[latent].detach().to(other.W_dec)
+    return -1 if float(row @ other.W_dec[int(partner)].detach()) < 0 else 1
 
 
 def primary_outcome(wanted: str | None, outcomes: Mapping[str, Outcome]) -> str:

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +18,19 @@ Rule = Callable[[Tensor], Tensor]
 """Executable explanation: takes tokens [n, length], returns bool [n, length]"""
 Embedding = Callable[[Sequence[str]], Tensor]
 """Function that returns vectors [n, width] of texts"""
-Member = tuple[SAE, int]
-"""SAE and number of one of its latents"""
 SELF = "self"
 """Name of the outcome that is defined for every latent"""
+
+
+class Member(NamedTuple):
+    """Direction of one latent."""
+
+    sae: SAE
+    """SAE of the latent"""
+    latent: int
+    """number of the latent"""
+    sign: int = 1
+    """sign of the values with which it fires; -1 for a match in the opposite direction"""
 
 
 class Rater(Protocol):
@@ -171,14 +180,15 @@ class Firing(_Valued):
     def value(self, texts: Continuations, text: Tensor, item: Tensor) -> Tensor:
         """Return the share [p] float64, see `_Valued`."""
         values = torch.zeros(len(item), dtype=torch.float64)
-        looked_at: dict[int, tuple[SAE, list[tuple[int, int]]]] = {}
+        looked_at: dict[int, tuple[SAE, list[tuple[int, int, int]]]] = {}
         for place, one in enumerate(item.tolist()):
-            for sae, latent in self._members[one]:
-                looked_at.setdefault(id(sae), (sae, []))[1].append((place, latent))
-        for sae, pairs in looked_at.values():
-            place, latent = torch.tensor(pairs).T
+            for sae, latent, sign in self._members[one]:
+                looked_at.setdefault(id(sae), (sae, []))[1].append((place, latent, sign))
+        for sae, found in looked_at.values():
+            place, latent, sign = torch.tensor(found).T
             wanted, of_text = torch.unique(text[place], return_inverse=True)
-            values.index_add_(0, place, _shares(sae, texts.activations[wanted], of_text, latent))
+            activations = texts.activations[wanted]
+            values.index_add_(0, place, _shares(sae, activations, of_text, latent, sign))
         return values / torch.tensor([len(self._members[one]) for one in item.tolist()])
 
 
@@ -283,14 +293,16 @@ def chosen_outcomes(
     return {outcome.name: outcome for outcome in found if bool(outcome.known.any())}
 
 
-def _shares(sae: SAE, activations: Tensor, text: Tensor, latent: Tensor) -> Tensor:
+def _shares(sae: SAE, activations: Tensor, text: Tensor, latent: Tensor, sign: Tensor) -> Tensor:
     """Return the share of each text's positions [t, length, d] where its latent fires, [p]."""
     count, length, d = activations.shape
     code = code_of(sae, activations.reshape(-1, d))
     indices = code.indices.cpu().view(count, length, -1)
-    fires = code.values.detach().cpu().view(count, length, -1) > 0
+    values = code.values.detach().cpu().view(count, length, -1)
     shares = [
-        (fires[its_text] & (indices[its_text] == its)).any(1).double().mean()
-        for its_text, its in zip(text.tolist(), latent.tolist(), strict=True)
+        ((its_sign * values[its_text] > 0) & (indices[its_text] == its)).any(1).double().mean()
+        for its_text, its, its_sign in zip(
+            text.tolist(), latent.tolist(), sign.tolist(), strict=True
+        )
     ]
     return torch.stack(shares)

@@ -54,7 +54,7 @@ class Items:
         each = [latents for _, _, latents in parts]
         self.parts = parts
         self.members: list[Member] = [
-            (latents.sae, number) for latents in each for number in latents.numbers.tolist()
+            Member(latents.sae, number) for latents in each for number in latents.numbers.tolist()
         ]
         self.sample = Sample(
             condition=np.concatenate([np.full(len(its), name) for name, _, its in parts]),
@@ -224,10 +224,10 @@ def _edit(job: Job, items: Items, rule: str, device: torch.device) -> Edit:
 def _clamped(item: Tensor, direction: Tensor, level: Tensor, items: Items) -> Edit:
     """Return an edit along the direction that would change the latent's activation to the level."""
     saes: dict[int, SAE] = {
-        id(items.members[one][0]): items.members[one][0] for one in item.tolist()
+        id(items.members[one].sae): items.members[one].sae for one in item.tolist()
     }
-    of_sae = torch.tensor([list(saes).index(id(items.members[one][0])) for one in item.tolist()])
-    latent = torch.tensor([items.members[one][1] for one in item.tolist()])
+    of_sae = torch.tensor([list(saes).index(id(items.members[one].sae)) for one in item.tolist()])
+    latent = torch.tensor([items.members[one].latent for one in item.tolist()])
     norm = items.norm[item].to(direction.device)
     of_sae, latent = of_sae.to(direction.device), latent.to(direction.device)
 

@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import saefast
 from saefast.evaluation.conditions import Condition
 from saefast.evaluation.scores import Evaluation
 from saefast.evaluation.steering import comparisons, steer
-from saefast.evaluation.steering.outcomes import Continuations, Firing
+from saefast.evaluation.steering.inputs import partners_of
+from saefast.evaluation.steering.outcomes import Continuations, Firing, Member
 from saefast.lm import LanguageModel
 from saefast.lm.generation import Opening
 from saefast.lm.unembedding import unembed
@@ -182,6 +184,28 @@ def test_a_match_fires_on_the_token_that_the_latent_writes() -> None:
     assert any("not defined for 6 of 12" in note for note in found.notes)
 
 
+def test_an_opposite_match_fires_with_the_opposite_sign() -> None:
+    """Latents of abstopk may match in the opposite direction, where their values have that sign."""
+    sae, other = (saefast.SAE(24, 48, k=6, variant="abstopk", seed=0) for _ in range(2))
+    with torch.no_grad():
+        other.W_dec.neg_()
+        other.W_enc.neg_()
+    identity = torch.arange(48)
+    pair = Matches(
+        partner=identity, similarity=torch.ones(48), mutual=torch.ones(48, dtype=torch.bool)
+    )
+    items = SimpleNamespace(parts=[("trained", 0, SimpleNamespace(sae=sae, numbers=identity))])
+    partners = partners_of({(0, 1): pair}, items, [sae, other])
+    assert partners == [[Member(other, j, -1)] for j in range(48)]
+    same = partners_of({(0, 1): pair}, items, [sae, sae])
+    rows = torch.randn(4, 9, 24, generator=torch.Generator().manual_seed(3))
+    texts = SimpleNamespace(activations=rows)
+    text, item = torch.cartesian_prod(torch.arange(4), identity).T
+    value = Firing("other seed", partners).value(texts, text, item)
+    assert 0 < float(value.mean()) < 0.5
+    assert torch.equal(value, Firing("other seed", same).value(texts, text, item))
+
+
 def test_firing_is_the_share_of_new_tokens_with_the_latent() -> None:
     model, sae = llama(), random_sae()
     tokens = torch.randint(2, 250, (3, 12), generator=torch.Generator().manual_seed(2))
@@ -191,7 +215,7 @@ def test_firing_is_the_share_of_new_tokens_with_the_latent() -> None:
     share = fires.double().mean(1)
     assert 0 < float(share.mean()) < 0.5
     text, item = torch.cartesian_prod(torch.arange(3), torch.arange(48)).T
-    both = [[(sae, j), (sae, (j + 1) % 48)] for j in range(48)]
+    both = [[Member(sae, j), Member(sae, (j + 1) % 48)] for j in range(48)]
     for members, want in (
         ([its[:1] for its in both], share),
         (both, (share + share.roll(-1, 1)) / 2),
