@@ -156,7 +156,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_errors_name_the_argument_and_the_way_out(mistake: str) -> None:
+def test_errors_name_the_argument_and_the_remedy(mistake: str) -> None:
     call, error, message = MISTAKES[mistake]
     with pytest.raises(error, match=re.escape(message)):
         call()

@@ -132,7 +132,7 @@ def test_pairs_of_random_have_the_cosines_of_draws(n, n2, d, absolute):
     assert null.mean() < BestOfRandom(max(n, n2), d, absolute).mean()
 
 
-def test_the_number_of_pairs_is_that_of_the_smaller_side():
+def test_the_number_of_pairs_matches_the_smaller_side():
     """A check of the method, which does not use the number of pairs."""
     for n, n2 in ((100, 130), (200, 500), (1, 40)):
         edges = np.linspace(-0.9, 1, 257)

@@ -143,7 +143,7 @@ def test_the_old_folder_stays_until_the_new_one_is_written(
     assert saefast.load_sae(folder).k == 5
 
 
-def test_the_folder_is_that_of_sae_lens(tmp_path: Path) -> None:
+def test_the_folder_matches_sae_lens(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     sae = SAE(7, 20, k=3, seed=0)

@@ -160,7 +160,7 @@ def test_children_fire_only_with_their_parent_and_never_together() -> None:
     assert generations.any()
 
 
-def test_correlations_equal_those_of_a_gaussian_copula() -> None:
+def test_correlations_match_a_gaussian_copula() -> None:
     world = nested_world(
         12, 8, rates=(0.1, 0.4), trees=0, rank=3, loading=0.5, contexts=8192, seed=3
     )

@@ -104,7 +104,7 @@ def test_the_report_shows_the_model_and_the_text(run: Path, place: Path) -> None
     assert group.count("stable") > 4
 
 
-def test_losses_equal_those_of_patching_by_hand(run: Path, place: Path) -> None:
+def test_losses_match_patching_by_hand(run: Path, place: Path) -> None:
     printed = read_json(run / "evaluation.json")["language_model"]
     table = read_table(run / "features.parquet").to_pydict()
     first = [g for g, seed in zip(table["group"], table["seed"], strict=True) if seed == 0]

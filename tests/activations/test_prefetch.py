@@ -30,7 +30,7 @@ def test_order_is_kept(depth: int) -> None:
     assert gone()
 
 
-def test_batches_equal_those_of_the_source() -> None:
+def test_batches_match_the_source() -> None:
     source = TensorActivations(torch.randn(100, 3, generator=torch.Generator().manual_seed(0)))
     with Prefetcher(source.batches(7, seed=0)) as batches:
         for expected, batch in zip(source.batches(7, seed=0), range(40), strict=False):

@@ -53,7 +53,7 @@ def test_both_decoders_run_and_agree(contest: Contest, case: str) -> None:
     }
 
 
-def test_the_true_loss_is_that_of_all_rows(contest: Contest) -> None:
+def test_the_true_loss_matches_all_rows(contest: Contest) -> None:
     decoded = reference.sparse_decode(*contest.code, contest.weights.w_dec, contest.weights.b_dec)
     expected = float((decoded - contest.x).square().mean())
     assert decode_rivals._true_loss(contest) == pytest.approx(expected, rel=1e-5)

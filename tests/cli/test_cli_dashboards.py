@@ -34,7 +34,7 @@ def batches(run: Path, place: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_bytes()) for path in found]
 
 
-def test_activations_are_those_of_the_sae_on_the_held_out_rows(
+def test_activations_match_the_sae_on_the_held_out_rows(
     run: Path, batches: list[dict[str, Any]]
 ) -> None:
     assert [each["sae_id_suffix"] for each in batches] == ["seed-0", "seed-1", "seed-2"]
@@ -68,7 +68,7 @@ def test_activations_are_those_of_the_sae_on_the_held_out_rows(
         assert sum(shares.values()) == pytest.approx(1, abs=1e-3)
 
 
-def test_tokens_are_those_of_the_greatest_and_least_logits(
+def test_tokens_have_the_greatest_and_least_logits(
     run: Path, batches: list[dict[str, Any]]
 ) -> None:
     from saefast.lm import load_model

@@ -43,7 +43,7 @@ def explained(rows: Tensor, reconstructed: Tensor) -> float:
     st.integers(1, 100),
     seeds,
 )
-def test_groups_and_effects_equal_those_of_the_dense_sum(n, d, m, variant, batch_size, seed):
+def test_groups_and_effects_match_the_dense_sum(n, d, m, variant, batch_size, seed):
     sae = random_sae(m, d, seed, variant).double()
     rows = torch.randn(n, d, generator=generator(seed)).double() + 5
     masks = random_masks(m, seed)

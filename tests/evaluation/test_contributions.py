@@ -45,7 +45,7 @@ def x() -> Tensor:
     return normal((1000, D), 3, torch.float32)
 
 
-def test_contributions_equal_those_of_dense_codes(x):
+def test_contributions_match_dense_codes(x):
     saes = [sae_of(unit_rows(M, D, s)) for s in range(3)]
     masks = [torch.rand(M, generator=generator(s)) < 0.4 for s in range(3)]
     found = measure(saes, x, [{"some": mask} for mask in masks], batch_size=300)

@@ -41,7 +41,7 @@ def whole() -> saefast.SAE:
     return sae
 
 
-def test_scores_equal_those_of_evaluate_patched() -> None:
+def test_scores_match_evaluate_patched() -> None:
     saes = [tiny_lm.random_sae(), tiny_lm.random_sae(k=12)]
     found = core_scores(
         MODEL, 1, saes, conditions=[Condition(name="whole", saes=(whole(),))], **SETTINGS
@@ -80,7 +80,7 @@ def test_scores_equal_those_of_evaluate_patched() -> None:
     assert by_sae["cosine", 0].value == pytest.approx(float(cosine), rel=1e-5)
 
 
-def test_geometry_equals_that_of_the_rows() -> None:
+def test_geometry_matches_the_rows() -> None:
     sae = tiny_lm.random_sae()
     found = core_scores(MODEL, 1, sae, progress=False, **SETTINGS)
     decoder = torch.nn.functional.normalize(sae.W_dec.double())

@@ -184,7 +184,7 @@ def test_a_difference_of_equal_items_has_the_uncertainty_of_both():
     assert drawn == pytest.approx((0.3, 0.205, 0.395))
 
 
-def test_students_interval_equals_that_of_scipy():
+def test_students_interval_matches_scipy():
     values = np.random.default_rng(3).normal(size=5)
     for n in (2, 3, 5):
         low, high = stats.t.interval(0.95, n - 1, values[:n].mean(), stats.sem(values[:n]))

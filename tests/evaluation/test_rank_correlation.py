@@ -36,7 +36,7 @@ def test_correlations_equal_scipys(seed: int) -> None:
     assert np.isnan(kendall(a, b))
 
 
-def test_the_interval_equals_that_of_resampled_pairs() -> None:
+def test_the_interval_matches_resampled_pairs() -> None:
     draw = np.random.default_rng(2)
     a = draw.normal(size=12)
     b = a + draw.normal(size=12)

@@ -99,7 +99,7 @@ def close(found: Tensor, expected: float | None) -> None:
     st.integers(1, 130),
     seeds,
 )
-def test_statistics_equal_those_of_the_dense_matrix(n, d, m, variant, top, batch_size, seed):
+def test_statistics_match_the_dense_matrix(n, d, m, variant, top, batch_size, seed):
     sae = random_sae(m, d, seed, variant)
     rows, tokens, positions = random_rows(n, d, seed)
     (found,) = statistics(
@@ -203,7 +203,7 @@ def test_the_table_has_a_row_for_each_feature(world):
 
 @settings(max_examples=50)
 @given(st.integers(1, 8), st.integers(1, 5), st.integers(0, 300), st.integers(1, 60), seeds)
-def test_the_largest_equal_those_of_a_sorted_list(m, count, entries, piece, seed):
+def test_the_largest_match_a_sorted_list(m, count, entries, piece, seed):
     random = generator(seed)
     feature = torch.randint(m, (entries,), generator=random)
     key = torch.randint(9, (entries,), generator=random).int()
@@ -254,7 +254,7 @@ def test_the_sample_is_uniform():
     assert int(found.token) == -1
 
 
-def test_scores_of_a_sample_are_close_to_those_of_all_firings():
+def test_scores_of_a_sample_are_close_to_scores_of_all_firings():
     random = generator(3)
     n = 40_000
     tokens = torch.randint(50, (n,), generator=random)

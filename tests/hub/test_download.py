@@ -65,7 +65,7 @@ def test_a_file_is_chosen_by_its_path(hub: Hub, tmp_path: Path) -> None:
     assert torch.equal(found.W_enc, saefast.SAE(6, 20, k=3, seed=2).W_enc)
 
 
-def test_the_settings_of_a_checkpoint_are_those_of_its_run(hub: Hub, tmp_path: Path) -> None:
+def test_the_settings_of_a_checkpoint_match_its_run(hub: Hub, tmp_path: Path) -> None:
     sae = saefast.SAE(6, 20, k=3, seed=5)
     folder = saefast.save_sae(sae, tmp_path / "trainer_0", format="dictionary_learning")
     (folder / "checkpoints").mkdir()

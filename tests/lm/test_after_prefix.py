@@ -17,7 +17,7 @@ PREFIX = torch.tensor([5, 80, 41, 9, 200, 17])
 @pytest.mark.parametrize("make", [tiny_lm.llama, tiny_lm.gpt2])
 @pytest.mark.parametrize("where", [0, 1, "mlp.1"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rows_equal_those_of_whole_contexts(
+def test_rows_match_whole_contexts(
     make: Callable[..., LanguageModel], where: Any, dtype: torch.dtype
 ) -> None:
     model = make(dtype=dtype)

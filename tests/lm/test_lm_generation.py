@@ -51,7 +51,7 @@ def written_slowly(
 @pytest.mark.parametrize("make", [llama, gpt2])
 @pytest.mark.parametrize("site", [1, "mlp.1"])
 @pytest.mark.parametrize("top_p", [0.5, 0.999])
-def test_tokens_equal_those_of_the_definition(make: Any, site: int | str, top_p: float) -> None:
+def test_tokens_match_the_definition(make: Any, site: int | str, top_p: float) -> None:
     model = make()
     opening = Opening(model, site, PROMPT, batch_size=3)
     change = vectors(4, opening.activations.shape[1])
@@ -124,7 +124,7 @@ def test_texts_read_from_the_site_on_give_the_same_loss(make: Any, site: int | s
         torch.testing.assert_close(mine, its)
 
 
-def test_losses_equal_those_of_the_model() -> None:
+def test_losses_match_the_model() -> None:
     model = llama()
     opening = Opening(model, 1, PROMPT, batch_size=2)
     tokens = torch.randint(2, 250, (5, 7), generator=torch.Generator().manual_seed(1))

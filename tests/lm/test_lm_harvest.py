@@ -67,7 +67,7 @@ GPT2_NAMES = {
 class TestHarvest:
     @pytest.mark.parametrize(("make", "names"), [(llama, LLAMA_NAMES), (gpt2, GPT2_NAMES)])
     @pytest.mark.parametrize("bos", [False, True])
-    def test_rows_equal_those_of_a_plain_forward_pass(
+    def test_rows_match_a_plain_forward_pass(
         self, tmp_path: Path, make: Any, names: dict[str, str], bos: bool
     ) -> None:
         model = make()

@@ -138,7 +138,7 @@ class TestPatching:
         )
         assert full.kl_score_mean.value == pytest.approx(1 - full.kl.value / mean.kl.value)
 
-    def test_errors_equal_those_of_a_mean_over_contexts(self) -> None:
+    def test_errors_match_a_mean_over_contexts(self) -> None:
         # For contexts of equal length, the jackknife equals the usual standard error.
         corpus = ["".join(chr(97 + (i * i + j * 7) % 26) for i in range(119)) for j in range(6)]
         settings = {**self.SETTINGS, "corpus": ["".join(corpus)[:600]]}
@@ -205,7 +205,7 @@ class TestMarginalEffects:
     SETTINGS = TestPatching.SETTINGS
 
     @pytest.mark.parametrize("site", [1, "mlp.2", "model.embed_tokens"])
-    def test_effects_equal_those_of_single_features(self, site: int | str) -> None:
+    def test_effects_match_single_features(self, site: int | str) -> None:
         model, sae = llama(), random_sae()
         write_in_place(model)
         features = torch.tensor([5, 0, 41, 17])

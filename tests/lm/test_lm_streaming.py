@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("light")
 class TestStreaming:
     SETTINGS: ClassVar[dict[str, Any]] = {"corpus": TEXTS * 3, "context": 16, "batch_size": 3}
 
-    def test_rows_equal_those_of_the_store(self, tmp_path: Path) -> None:
+    def test_rows_match_the_store(self, tmp_path: Path) -> None:
         model = llama()
         (path, other) = harvest(
             model, ["mlp.1", 2], out=tmp_path, dtype=torch.float32, progress=False, **self.SETTINGS

@@ -43,7 +43,7 @@ def correlations(a: SAE, b: SAE, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     st.sampled_from(["topk", "abstopk", "relu"]),
     seeds,
 )
-def test_partners_equal_those_of_dense_correlations(sizes, k, least_fires, variant, seed):
+def test_partners_match_dense_correlations(sizes, k, least_fires, variant, seed):
     x = normal((60, 5), seed, torch.float32)
     saes = [SAE(5, m, k=k, variant=variant, seed=seed + i) for i, m in enumerate(sizes)]
     found = match(saes, x, least_fires=least_fires)

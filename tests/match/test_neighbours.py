@@ -65,7 +65,7 @@ def test_any_size_of_blocks_gives_the_same_lists(engine, n, m, block, k, seed):
 @pytest.mark.parametrize("engine", ENGINES, ids=names)
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 60), st.integers(1, 80), st.integers(1, 40), st.integers(1, 80), seeds)
-def test_lists_equal_those_of_a_dense_product(engine, n, m, d, k, seed):
+def test_lists_match_a_dense_product(engine, n, m, d, k, seed):
     x, y = normal((n, d), seed, torch.float32), normal((m, d), seed + 1, torch.float32)
     found = nearest(directions(x), directions(y), min(k, m), engine, 1e9)
     values, indices = dense(x, y, min(k, m))

@@ -176,7 +176,7 @@ def test_a_change_of_the_weight_is_noticed(change: str, packings: list[Tensor]) 
     assert torch.equal(code.indices, expected(sae, x).indices)
 
 
-def test_gradients_equal_those_of_the_op() -> None:
+def test_gradients_match_the_op() -> None:
     results = []
     for encode in (CachedEncoder().topk, saefast.topk_encode):
         operands = [part.double().requires_grad_() for part in (rows(), rows(M), rows(M)[:, 0])]
@@ -188,7 +188,7 @@ def test_gradients_equal_those_of_the_op() -> None:
         assert_same_bits(ours, theirs)
 
 
-def test_gradients_above_a_threshold_equal_those_of_the_op() -> None:
+def test_gradients_above_a_threshold_match_the_op() -> None:
     results = []
     for encode in (CachedEncoder().above, saefast.threshold_encode):
         operands = [part.double().requires_grad_() for part in (rows(), rows(M), rows(M)[:, 0])]

@@ -47,7 +47,7 @@ def integers(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 @given(shape=shapes(), seed=seeds)
 @pytest.mark.parametrize("draw", [normal, uneven])
-def test_scores_equal_those_of_the_packed_integers(
+def test_scores_match_the_packed_integers(
     draw: Callable[..., Tensor], shape: Shape, seed: int
 ) -> None:
     n, d, m, _ = shape

@@ -197,7 +197,7 @@ def test_groups_must_cover_the_latents() -> None:
             latent_update(*update._replace(residual=residual))
 
 
-def test_squares_equal_those_of_autograd() -> None:
+def test_squares_match_autograd() -> None:
     """Without switches: the norm of the plain gradient of half the squared error."""
     n, d, m, k = Shape(30, 7, 20, 4)
     problem = Problem(Shape(n, d, m, k), 3, torch.float64)

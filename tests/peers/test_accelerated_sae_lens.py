@@ -153,7 +153,7 @@ def test_folding_decoder_norms_does_not_change_results(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("however_small")
-def test_saved_threshold_equals_that_of_training(tmp_path: Path) -> None:
+def test_saved_threshold_matches_training(tmp_path: Path) -> None:
     """After many passes over one batch, BatchTopK and JumpReLU keep the same latents."""
     sae, x = made("saefast_batchtopk"), batches_of(1)[0]
     for _ in range(60):

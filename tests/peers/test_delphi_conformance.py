@@ -65,7 +65,7 @@ def test_a_last_prompt_with_fewer_windows_is_parsed() -> None:
     assert parsed_ratings("[0, 1, 1]", 3) == [0.0, 1.0, 1.0]
 
 
-def test_probabilities_equal_those_of_the_tokens() -> None:
+def test_probabilities_match_the_tokens() -> None:
     drawn = np.random.default_rng(1)
     odds = drawn.normal(0, 3, 8)
     answers = (odds > 0).astype(int)

@@ -32,7 +32,7 @@ every_variant = pytest.mark.parametrize("variant", [*VARIANTS, *THRESHOLDS])
 
 @pytest.mark.usefixtures("however_dense")
 @every_variant
-def test_inference_files_equal_those_of_saelens(variant: str, tmp_path: Path) -> None:
+def test_inference_files_match_saelens(variant: str, tmp_path: Path) -> None:
     x, files = batches_of(1)[0], []
     for sae in pair(variant):
         trainer_of(sae, iter(())).step(x)
@@ -83,7 +83,7 @@ def test_training_resumes_from_a_saelens_checkpoint(variant: str, tmp_path: Path
 
 
 @every_variant
-def test_configs_equal_those_of_saelens(variant: str) -> None:
+def test_configs_match_saelens(variant: str) -> None:
     alone, with_saefast = (get_sae_training_class(f"{who}{variant}")[1] for who in ("", "saefast_"))
     assert issubclass(with_saefast, alone)
     settings = copy.deepcopy(VARIANTS.get(variant, {}))
@@ -117,7 +117,7 @@ def test_command_line_knows_the_architectures(
         assert f"saefast_{variant}" in shown
 
 
-def test_state_dicts_equal_those_of_saelens() -> None:
+def test_state_dicts_match_saelens() -> None:
     alone, with_saefast = pair("topk")
     with_saefast.training_forward_pass(step_of(batches_of(1)[0]))
     own, ours = alone.state_dict(), with_saefast.state_dict()

@@ -83,7 +83,7 @@ def test_moving_to_another_dtype_keeps_the_layout() -> None:
 
 
 @each_variant
-def test_redrawn_weights_equal_those_of_the_seed(variant: str) -> None:
+def test_redrawn_weights_match_the_seed(variant: str) -> None:
     """Random numbers fill a tensor in memory order, which equals SAELens's before a step."""
     alone, with_saefast = pair(variant)
     for sae in (alone, with_saefast):

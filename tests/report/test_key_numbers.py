@@ -22,7 +22,7 @@ def numbers(run: Path) -> dict[str, KeyNumber]:
     return {each.name: each for each in key_numbers(RunData(run))}
 
 
-def test_the_share_of_stable_features_stands_beside_that_of_random_directions(run: Path) -> None:
+def test_the_share_of_stable_features_stands_beside_its_null(run: Path) -> None:
     rows = [row for row in read_table(run / FEATURES).to_pylist() if row["alive"]]
     shares = [
         np.mean([row["group"] == "stable" for row in rows if row["seed"] == seed])
@@ -75,7 +75,7 @@ def test_subspaces_stand_beside_directions_of_the_datas_covariance(run: Path) ->
     )
 
 
-def test_the_recovered_loss_stands_beside_that_of_random_features(run: Path) -> None:
+def test_the_recovered_loss_stands_beside_its_null(run: Path) -> None:
     found = numbers(run)["Loss recovered by stable features"]
     value, random = ((9.0 - ce) / 6.5 for ce in (3.5, 3.9))
     assert found.value == pytest.approx((value, value - 0.0196, value + 0.0196))

@@ -65,7 +65,7 @@ sizes = st.lists(st.integers(1, 25), min_size=2, max_size=5)
 
 @settings(max_examples=25)
 @given(sizes, seeds)
-def test_counts_equal_those_of_the_support(sizes, seed):
+def test_counts_match_the_support(sizes, seed):
     stability = drawn(sizes, seed)
     counts = membership_counts(stability)
     assert counts.shape == (len(sizes), len(sizes))

@@ -98,7 +98,7 @@ def random_decomposition(m: int, d: int, seed: int) -> Decomposition:
 
 @settings(max_examples=30)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 12), seeds)
-def test_overlaps_equal_those_of_projectors(m, m2, d, seed):
+def test_overlaps_match_projectors(m, m2, d, seed):
     a, b = random_decomposition(m, d, seed), random_decomposition(m2, d, seed + 1)
     found = overlaps(a, b)
     assert all(len(curve) == min(m, m2, d) for curve in found)

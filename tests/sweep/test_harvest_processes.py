@@ -41,7 +41,7 @@ def one_thread(light: None) -> Iterator[None]:
 @pytest.mark.parametrize("drop_bos", [True, False])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("tokens", [ROWS, None])
-def test_bytes_are_those_of_one_process(
+def test_bytes_match_one_process(
     tmp_path: Path,
     model: LanguageModel,
     monkeypatch: pytest.MonkeyPatch,

@@ -35,7 +35,7 @@ def test_hours_follow_from_steps(tmp_path: Path) -> None:
     assert trained.hours == pytest.approx(trained.harvest_hours + 2 * steps / 3600)
 
 
-def test_disk_equals_that_of_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disk_matches_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = small_sweep(tmp_path, TWO, train={"latents": 512})
     out = tmp_path / "out"
     planned = plan_sweep(sweep, out, until="statistics").disk

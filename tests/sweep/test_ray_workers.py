@@ -128,7 +128,7 @@ def test_ray_is_asked_for_cores_gpus_and_memory(fake: FakeRay) -> None:
         ("ray://10.0.0.1:9999", "ray://10.0.0.1:9999"),
     ],
 )
-def test_the_address_is_that_of_the_cluster(fake: FakeRay, given: str, address: str | None) -> None:
+def test_the_address_matches_the_cluster(fake: FakeRay, given: str, address: str | None) -> None:
     with RayWorkers(given, None, 1):
         assert fake.begun[0]["address"] == address
 

@@ -51,7 +51,7 @@ def test_every_measure_is_drawn_over_every_axis(tmp_path: Path) -> None:
         assert len(marks) > 1
 
 
-def test_means_bands_and_nulls_are_those_of_the_rows(tmp_path: Path) -> None:
+def test_means_bands_and_nulls_match_the_rows(tmp_path: Path) -> None:
     folder = swept_table(tmp_path / "sweep")
     data = read_sweep_data(folder)
     shares = [

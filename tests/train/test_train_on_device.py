@@ -47,7 +47,7 @@ def store_of(folder: Path, dtype: torch.dtype) -> str:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_bits_equal_those_of_the_cpu(dtype, tmp_path, device, monkeypatch) -> None:
+def test_bits_match_the_cpu(dtype, tmp_path, device, monkeypatch) -> None:
     store = store_of(tmp_path / "store", dtype)
     train(SEEDS, rows=store, out=tmp_path / "device", checkpoint_minutes=0)
     assert {kind for kind, _ in device.bus} == {dtype}

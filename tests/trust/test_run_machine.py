@@ -172,7 +172,7 @@ def machine(disk: FaultyDisk) -> type[RuleBasedStateMachine]:
 
 
 @pytest.mark.campaign("sequences on a run", 3, 60)
-def test_a_run_ends_like_an_undisturbed_one(disk: FaultyDisk, campaign: Campaign) -> None:
+def test_a_run_ends_like_an_uninterrupted_one(disk: FaultyDisk, campaign: Campaign) -> None:
     run_state_machine_as_test(
         machine(disk), settings=settings(max_examples=campaign.cases, stateful_step_count=8)
     )

@@ -51,7 +51,7 @@ def test_documents_are_not_split_and_end_windows(stored: tuple[Path, TokenText])
     assert 0.4 < text.explaining.mean() < 0.6
 
 
-def test_texts_of_tokens_equal_those_of_the_tokenizer(stored: tuple[Path, TokenText]) -> None:
+def test_texts_of_tokens_match_the_tokenizer(stored: tuple[Path, TokenText]) -> None:
     folder, text = stored
     tokenizer = write_text(folder.parent / "strings", contexts=40)
     ids = StoreActivations(folder).read("tokens", 100, 130).tolist()
@@ -71,7 +71,7 @@ def test_bos_in_a_context_hides_the_previous_token(tmp_path: Path) -> None:
     assert text.context.tolist() == [0, 0, 0, 1, 1, 1]
 
 
-def test_firings_equal_those_of_the_codes(stored: tuple[Path, TokenText]) -> None:
+def test_firings_match_the_codes(stored: tuple[Path, TokenText]) -> None:
     torch.manual_seed(0)
     rows = torch.randn(300, 16)
     saes = [

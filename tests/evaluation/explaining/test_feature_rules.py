@@ -153,7 +153,7 @@ def test_rules_in_words() -> None:
     }
 
 
-def test_classes_of_code_equal_those_of_tokenize() -> None:
+def test_classes_of_code_match_tokenize() -> None:
     """On whole modules, lexemes and classes equal those of Python's tokenizer."""
     for module in (io, tokenize, keyword):
         source = Path(str(module.__file__)).read_text(encoding="utf-8")

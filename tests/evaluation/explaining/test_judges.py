@@ -93,7 +93,7 @@ def test_never_scores_714_in_plain_accuracy() -> None:
     assert balanced_accuracy(labels, never) == 0.5
 
 
-def test_balanced_accuracy_equals_that_of_delphi() -> None:
+def test_balanced_accuracy_matches_delphi() -> None:
     """(TP / P + TN / N) / 2 of `compute_classification_metrics`, on the same counts."""
     labels = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0], dtype=bool)
     ratings = np.array([1, 1, 1, 0, 0, 0, 0, 0, 0, 1.0])

@@ -47,7 +47,7 @@ def test_t_equals_welchs() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-7)
 
 
-def test_differences_equal_those_of_the_means() -> None:
+def test_differences_match_the_means() -> None:
     x, labels = pooled()
     x[:, 7] = 0
     difference = x[labels].double().mean(0) - x[~labels].double().mean(0)

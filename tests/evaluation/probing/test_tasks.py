@@ -296,7 +296,7 @@ class Second(Third):
 '''
 
 
-def test_classes_of_code_equal_those_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_of_code_match_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [_SOURCE.replace("first", f"first{number}") for number in range(40)]
     monkeypatch.setattr(code_module, "_modules", lambda: iter(sources))
     tasks = {task.name: task for task in labelled_tasks("code", limit=None, names=[

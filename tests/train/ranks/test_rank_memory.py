@@ -29,7 +29,7 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Grown:
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_planned_memory_is_that_of_processes(size: int, grown: Grown) -> None:
+def test_planned_memory_matches_processes(size: int, grown: Grown) -> None:
     """Within a fifth: memory that the allocator does not give back depends on the machine."""
     planned = [rank_memory(CONFIG, WIDTH, rank, size).peak for rank in range(size)]
     shares = [mine / expected for mine, expected in zip(grown(size), planned, strict=True)]
