@@ -227,6 +227,7 @@ TABLES = {
     "gpu_matchings": (gpu_table.matchings, gpu_table.matchings_caption),
     "gpu_end_to_end": (gpu_table.end_to_end, gpu_table.end_to_end_caption),
     "ranks": (ranks_table.measured, ranks_table.measured_caption),
+    "ranks_builds": (ranks_table.builds, ranks_table.builds_caption),
     "ranks_memory": (ranks_table.memory, ranks_table.memory_caption),
     "ranks_model": (ranks_table.model, ranks_table.model_caption),
     "sweep": (sweep_table.measured, sweep_table.measured_caption),

@@ -34,6 +34,26 @@ def measured_caption() -> str:
     )
 
 
+def builds() -> str:
+    """Return times of a step of one process before and after several processes could train."""
+    lines = [["", "step", "ratio", "same bits"], ["---", "---:", "---:", "---:"]]
+    for age, row in zip(("before", "now"), load("builds")["rows"], strict=True):
+        same = "yes" if row["agrees"] else "**no**"
+        lines.append([f"{age}, {row['mode']}", f"{row['ms']:.0f} ms", f"{row['ratio']:.2f}", same])
+    return markdown(lines)
+
+
+def builds_caption() -> str:
+    """Return the caption of the table of builds."""
+    result = load("builds")
+    machine, first = result["machine"], result["rows"][0]
+    return (
+        f"Measured: steps of one process at (d, m, k, n) = {Shape(**first['shape']).text}, by two "
+        f"builds of saefast in alternating processes; medians of {first['rounds']} rounds, and of "
+        f"their ratios. {machine['cpu']}, {machine['threads']} threads."
+    )
+
+
 def memory() -> str:
     """Return the memory of the processes of a training by their number."""
     rows = _memory_rows()
