@@ -74,6 +74,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest --quiet tests/docs/test_docstrings.py # arguments, results and shapes of public names
 	$(BIN)/clang-format --dry-run --Werror csrc/*.cpp csrc/*.h csrc/bindings/* csrc/cuda/* csrc/simd/*
 
 types: .venv/installed

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,24 @@ MOMENTS = [("topk", "W_enc", "second"), ("topk", "b_dec", "first"), ("gated", "r
 RESUMED = {"checkpoint_minutes": 0.0, "resume": True}
 
 
+def check_refused(spoiled: Spoiled, variant: str, reason: str, folder: Path) -> None:
+    """Check that step 6 leaves no checkpoint, and that the run resumes from step 5."""
+    configuration = config(variant=variant, tokens=128 * 8, k_start=None)
+    train(configuration, out=folder / "alone")
+    start = "the checkpoint of step 6 is not written and that of step 5 is intact, since"
+    with spoiled, pytest.raises(ValueError, match=f"^{start} {re.escape(reason)} may help$"):
+        train(configuration, out=folder / "run", checkpoint_minutes=0.0)
+    assert checkpoint_of(folder / "run") == 5
+    train(configuration, out=folder / "run", **RESUMED)
+    assert results_of(folder / "run") == results_of(folder / "alone")
+
+
 @pytest.mark.parametrize(("variant", "name", "value"), WEIGHTS)
 def test_a_checkpoint_with_such_weights_is_refused(
     variant: str, name: str, value: float, tmp_path: Path
 ) -> None:
-    configuration = config(variant=variant, tokens=128 * 8, k_start=None)
-    train(configuration, out=tmp_path / "alone")
-    message = (
-        f"the checkpoint of step 6 is not written and that of step 5 is intact, since {name} of "
-        "seed-0 is NaN or infinite; a lower lr may help"
-    )
-    with Spoiled(name, value, 5), pytest.raises(ValueError, match=f"^{message}$"):
-        train(configuration, out=tmp_path / "run", checkpoint_minutes=0.0)
-    assert checkpoint_of(tmp_path / "run") == 5
-    train(configuration, out=tmp_path / "run", **RESUMED)
-    assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
+    reason = f"{name} of seed-0 is NaN or infinite; a lower lr"
+    check_refused(Spoiled(name, value, 5), variant, reason, tmp_path)
 
 
 @pytest.mark.parametrize(("variant", "name", "which"), MOMENTS)
@@ -83,18 +87,9 @@ def test_a_checkpoint_with_such_moments_is_refused(
     variant: str, name: str, which: str, tmp_path: Path
 ) -> None:
     """All weights are finite after the step that makes them so."""
-    configuration = config(variant=variant, tokens=128 * 8, k_start=None)
-    train(configuration, out=tmp_path / "alone")
-    message = (
-        f"the checkpoint of step 6 is not written and that of step 5 is intact, since the {which} "
-        f"moment of {name} of seed-0 is NaN or infinite; activation_scaling or "
-        r"Rules\(clip=...\) may help"
-    )
-    with Spoiled(f"{name}.{which}", math.inf, 5), pytest.raises(ValueError, match=f"^{message}$"):
-        train(configuration, out=tmp_path / "run", checkpoint_minutes=0.0)
-    assert checkpoint_of(tmp_path / "run") == 5
-    train(configuration, out=tmp_path / "run", **RESUMED)
-    assert results_of(tmp_path / "run") == results_of(tmp_path / "alone")
+    advice = "activation_scaling or Rules(clip=...)"
+    reason = f"the {which} moment of {name} of seed-0 is NaN or infinite; {advice}"
+    check_refused(Spoiled(f"{name}.{which}", math.inf, 5), variant, reason, tmp_path)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
