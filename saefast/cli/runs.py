@@ -116,7 +116,7 @@ def train(
 
 
 def _with_absolute_paths(settings: Any) -> Any:
-    """Return settings whose files are found if the run is resumed in another folder, too."""
+    """Return settings with absolute paths, so that the run can be resumed in another folder."""
 
     def placed(part: Any, *names: str) -> Any:
         return dataclasses.replace(part, **{name: _absolute(getattr(part, name)) for name in names})
@@ -133,7 +133,7 @@ def _with_absolute_paths(settings: Any) -> Any:
 
 
 def _absolute(path: Any) -> Any:
-    """Return one or several paths as absolute ones; names of things that are no files stay."""
+    """Return one or several paths as absolute paths; names that are not files stay."""
     from saefast.lm.model import SMOLLM2
 
     if isinstance(path, tuple):

@@ -16,7 +16,7 @@ def require_hub(repository: str, kind: Literal["model", "dataset"]) -> None:
 
     Args:
         repository: name of a repository.
-        kind: what the repository holds.
+        kind: kind of the repository.
     """
     client = hub_client(repository)
     try:
@@ -24,7 +24,7 @@ def require_hub(repository: str, kind: Literal["model", "dataset"]) -> None:
             client.repo_info(repository, repo_type=kind, timeout=LONGEST_WAIT)
     except Unreachable:
         raise
-    except (OSError, ValueError):  # ValueError: no name of a repository
+    except (OSError, ValueError):  # ValueError: not the name of a repository
         return
 
 
