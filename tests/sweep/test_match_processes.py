@@ -59,7 +59,7 @@ def by_one(saes: list[Path], out: Path, **options: Any) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("workers", [1, 3])
-def test_files_match_match_all(
+def test_files_have_the_bytes_of_match_all(
     tmp_path: Path,
     saes: list[Path],
     monkeypatch: pytest.MonkeyPatch,

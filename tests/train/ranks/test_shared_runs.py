@@ -133,7 +133,7 @@ SAVED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", SAVED)
 @pytest.mark.parametrize("latents", [300, 2500])
-def test_settings_of_the_begin_and_the_end_give_the_same_files(
+def test_settings_of_the_beginning_and_the_end_give_the_same_files(
     name: str, latents: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With pieces and blocks of which there are several."""
