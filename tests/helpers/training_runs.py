@@ -34,6 +34,8 @@ def config(**changes: Any) -> TrainConfig:
 
 LONGER = config(seeds=(0, 3), tokens=12_000)
 """for runs that are interrupted at many steps"""
+SEVERAL = "several ranks train topk, abstopk, batchtopk, matryoshka, relu and jumprelu"
+"""start of the message that refuses other settings"""
 
 
 def train(configuration: Any, **arguments: Any) -> list[SAE]:
@@ -105,3 +107,16 @@ def saved(out: Path) -> dict[str, bytes]:
     """Return the files of a command, apart from times and the state for a resume."""
     files = results_of(out)
     return {name: content for name, content in files.items() if name != "stages.json"}
+
+
+def names_of(size: int, step: int) -> list[str]:
+    """Return the names of the files of a checkpoint by a number of ranks."""
+    if size == 1:
+        return [f"step-{step}.safetensors"]
+    return [f"step-{step}/rank-{rank}-of-{size}.safetensors" for rank in range(size)]
+
+
+def checkpoint_names(out: Path) -> list[str]:
+    """Return the names of the files of all checkpoints of the first SAE."""
+    training = out / "seed-0/training"
+    return sorted(str(path.relative_to(training)) for path in training.rglob("*.safetensors"))
