@@ -15,6 +15,7 @@ from typing import Any
 from bench.cases import Shape
 from saefast import Rules, TrainConfig
 from saefast.train.planning import MACHINES, plan_training
+from saefast.train.planning.exchanges import Exchange
 
 SHAPES = (Shape(768, 16384, 32, 2048),)
 _PROCESSES = (1, 2, 4)
@@ -63,13 +64,17 @@ def _rows(rival: str, shape: Shape, results: dict[int, dict[str, Any]]) -> list[
 
 def model(shape: Shape) -> list[dict[str, Any]]:
     """Return rows of the model of a step on GPUs, split as saefast does and data parallel."""
-    # Without AuxK and clipping, whose exchanges depend on settings.
+    # Without AuxK and clipping, whose exchanges depend on settings, and without the rows, which
+    # both ways of training distribute.
     config = TrainConfig(shape.m, shape.k, batch_size=shape.n, auxk=None, rules=Rules())
     one = plan_training(config, shape.d, MACHINES["h100-nvlink"]).seconds
     rows = []
     for kind, sizes in _RANKS.items():
         for ranks in sizes:
-            plan = plan_training(config, shape.d, MACHINES[kind], ranks=ranks)
+            machine = MACHINES[kind]
+            plan = plan_training(config, shape.d, machine, ranks=ranks)
+            of_rows = plan.exchanges["rows"] if ranks > 1 else Exchange(0, 0)
+            seconds = plan.seconds.total - plan.seconds.rows
             dense = _DENSE * shape.m * shape.d * (ranks - 1) // ranks
             parallel = (one.encode + one.gather) / ranks + one.update
             row = {
@@ -78,11 +83,11 @@ def model(shape: Shape) -> list[dict[str, Any]]:
                 "rival": "model",
                 "mode": kind,
                 "ranks": ranks,
-                "ms": round(plan.seconds.total * 1e3, 3),
-                "efficiency": round(one.total / plan.seconds.total / ranks, 3),
-                "received": plan.received,
-                "calls": plan.calls,
-                "data_parallel_ms": round((parallel + dense / MACHINES[kind].network) * 1e3, 3),
+                "ms": round(seconds * 1e3, 3),
+                "efficiency": round(one.total / seconds / ranks, 3),
+                "received": plan.received - of_rows.received,
+                "calls": plan.calls - of_rows.calls,
+                "data_parallel_ms": round((parallel + dense / machine.network) * 1e3, 3),
                 "data_parallel_received": dense,
             }
             rows.append(row)

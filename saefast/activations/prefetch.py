@@ -12,6 +12,7 @@ from saefast import checks
 T = TypeVar("T")
 
 _CLOSING_SECONDS = 5.0
+_CLOSED = "the Prefetcher is closed; make a new one"
 
 
 class Prefetcher(Generic[T]):
@@ -22,7 +23,8 @@ class Prefetcher(Generic[T]):
 
     Args:
         iterator: iterable to read.
-        depth: maximum number of items ready but not yet consumed.
+        depth: maximum number of items ready but not yet consumed; 0: no thread is started, and each
+            item is read when it is consumed.
         transform: function applied to every item in the thread; None: items as they are.
     """
 
@@ -32,20 +34,26 @@ class Prefetcher(Generic[T]):
         depth: int = 4,
         transform: Callable[[Any], T] | None = None,
     ):
-        checks.whole("depth", depth, 1)
+        checks.whole("depth", depth, 0)
         if not isinstance(iterator, Iterable):
             raise TypeError(f"iterator must be iterable, got {type(iterator).__name__}")
         if transform is not None and not callable(transform):
             raise TypeError(f"transform must be callable, got {type(transform).__name__}")
         self.wait_seconds = 0.0
         """Total seconds that the consumer has waited for items."""
-        self._shelf: _Shelf[T] = _Shelf(depth)
-        # The thread refers to the shelf only, so that an unreferenced prefetcher is collected.
-        self._thread = threading.Thread(
-            target=_fill, args=(self._shelf, iterator, transform), name="prefetch", daemon=True
-        )
+        self._shelf: _Shelf[T] | _Source[T]
+        self._thread = None
+        if depth == 0:
+            self._shelf = _Source(iterator, transform)
+        else:
+            self._shelf = _Shelf(depth)
+            # The thread refers to the shelf only, so that an unreferenced prefetcher is collected.
+            self._thread = threading.Thread(
+                target=_fill, args=(self._shelf, iterator, transform), name="prefetch", daemon=True
+            )
         self._finalizer = weakref.finalize(self, self._shelf.close)
-        self._thread.start()
+        if self._thread is not None:
+            self._thread.start()
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -60,7 +68,8 @@ class Prefetcher(Generic[T]):
     def close(self) -> None:
         """Stop the thread; one blocked in the iterator is left behind and ends by itself."""
         self._finalizer()
-        self._thread.join(_CLOSING_SECONDS)
+        if self._thread is not None:
+            self._thread.join(_CLOSING_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -99,7 +108,7 @@ class _Shelf(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._ended or bool(self._items))
             if self._closed:
-                raise ValueError("the Prefetcher is closed; make a new one")
+                raise ValueError(_CLOSED)
             if self._items:
                 self._changed.notify_all()
                 return self._items.popleft()
@@ -113,6 +122,24 @@ class _Shelf(Generic[T]):
             self._closed = True
             self._items.clear()
             self._changed.notify_all()
+
+
+class _Source(Generic[T]):
+    """Items that are read when they are taken."""
+
+    def __init__(self, iterator: Iterable[Any], transform: Callable[[Any], T] | None):
+        # In a generator, a StopIteration raised by `transform` becomes a RuntimeError.
+        self._items = (item if transform is None else transform(item) for item in iterator)
+        self._closed = False
+
+    def take(self) -> T:
+        if self._closed:
+            raise ValueError(_CLOSED)
+        return next(self._items)
+
+    def close(self) -> None:
+        self._closed = True
+        self._items.close()
 
 
 def _fill(

@@ -26,7 +26,8 @@ def plan(
 
     For example: saefast plan train --d 4096 --latents 131072 --seeds 0 --ranks 8
 
-    Bytes and calls are exact, unless they depend on the rows. The speeds of this machine are
+    Bytes and calls are exact, unless they depend on the rows, for activations that are stored in
+    half precision. The speeds of this machine are
     measured in a few seconds, and every process is assumed to have such a machine for itself. GPUs
     are models: several processes cannot train on them yet.
 

@@ -5,14 +5,14 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from types import FrameType
 from typing import Any, Self
 
 import torch
 
-from saefast.activations import Activations, Batch, Prefetcher
+from saefast.activations import Activations, Prefetcher
 from saefast.activations.shuffled import Shuffled
 from saefast.activations.transfer import (
     DeviceTransfer,
@@ -30,6 +30,7 @@ from saefast.sae import SAE
 from saefast.train.initial import ROWS, Sample, Scales, begin, scales_of
 from saefast.train.ranks.division import Division
 from saefast.train.ranks.group import ALONE, Ranks
+from saefast.train.ranks.rows import read_once
 from saefast.train.ranks.words import any_of
 from saefast.train.recorded_steps import Graphs
 from saefast.train.seed_trainer import Prepared, SeedTrainer
@@ -75,9 +76,10 @@ class TrainingLoop:
             into = {"memory": ring.memory} if isinstance(source, Shuffled) else {}
         # A resume after the last step reads that step's rows again: there may be none after them.
         start = min(self.step, self._first.steps - 1)
-        self._stream: Iterator[Batch] = source.batches(
+        batches = source.batches(
             self._first.batch_size, seed=self._first.data_seed, start=start, **into
         )
+        self._stream, self._ahead = read_once(ranks, batches, _AHEAD)
         sample = self._look_ahead()
         if run is not None and self.step > 0:
             self.scales = Scales(*run.facts["scales"])
@@ -136,7 +138,7 @@ class TrainingLoop:
             self._threads(),
             bar,
             contextlib.ExitStack() as writers,
-            Prefetcher(transfer.ahead(self._stream, self.scales), depth=_AHEAD) as batches,
+            Prefetcher(transfer.ahead(self._stream, self.scales), self._ahead) as batches,
             _Interrupts() as interrupts,
         ):
             for each in self._runs:

@@ -16,6 +16,7 @@ from saefast.train.checkpoint import RunFile
 from saefast.train.config import TrainConfig, check_one_stream, check_shared, labels_of
 from saefast.train.loggers import LOGGERS, loggers
 from saefast.train.loop import TrainingLoop
+from saefast.train.ranks.division import check_device, returns_files
 from saefast.train.ranks.group import Ranks
 from saefast.train.ranks.processes import world
 from saefast.train.ranks.words import check_agreement
@@ -53,7 +54,8 @@ def train_saes(
 
     Args:
         activations: rows [n, d]: a tensor or array, a path, an iterator, or an `Activations`
-            object; see `saefast.activations.open_activations`.
+            object; see `saefast.activations.open_activations`. Of several ranks one reads them for
+            all.
         config: one config, or several that agree in `batch_size`, `tokens`, `data_seed` and
             `activation_scaling`.
         initial: initial SAEs, one for each SAE of the run in the order of configs and seeds, such
@@ -156,6 +158,8 @@ def train_runs(
     check_reports(log_to, log_every, checkpoint_minutes)
     together = world() if ranks is None else ranks
     try:
+        where = _device(device)
+        check_device(together, where)
         # Weights created in inference mode could not be trained, nor their changes be noticed.
         with torch.inference_mode(False):
             return _train_runs(
@@ -164,7 +168,7 @@ def train_runs(
                 together,
                 resume=resume,
                 progress=progress and together.rank == 0,
-                where=_device(device, together),
+                where=where,
                 checkpoint_minutes=checkpoint_minutes,
                 log_every=log_every,
                 log_to=log_to,
@@ -207,7 +211,9 @@ def _train_runs(
                 if not keep_training and ranks.rank == 0:
                     run.forget(labels_of(configs))  # a kill may have prevented it
                 stored = StoredSAEs(run.out / label for label in run.labels)
-                found[number] = [sae.to(where) for sae in stored] if ranks.size == 1 else stored
+                found[number] = stored
+                if not returns_files(ranks):
+                    found[number] = [sae.to(where) for sae in stored]
                 continue
             folder, after = (None, 0) if run is None else (run.out, run.step)
             log = []
@@ -238,13 +244,9 @@ def _seen(run: RunFile | None, configs: Sequence[TrainConfig], source: Activatio
     return facts if run is None else {**run.facts, **facts}
 
 
-def _device(device: torch.device | str | None, ranks: Ranks) -> torch.device:
+def _device(device: torch.device | str | None) -> torch.device:
     """Return the device to train on; raise a ValueError if torch does not have it."""
     has_gpu = torch.cuda.is_available()
-    if ranks.size > 1:
-        if str(device or ("cuda" if has_gpu else "cpu")) != "cpu":
-            raise ValueError("several ranks train on CPUs; pass device='cpu', or start one process")
-        return torch.device("cpu")
     if device is None:
         return torch.device("cuda" if has_gpu else "cpu")
     try:

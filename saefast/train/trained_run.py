@@ -16,9 +16,9 @@ from saefast.train.config import TrainConfig
 from saefast.train.finite_state import NO_RESULT, check_moments, check_weights
 from saefast.train.initial import Scales, folded
 from saefast.train.loggers import Logger
-from saefast.train.ranks.division import Division
+from saefast.train.ranks.division import Division, returns_files
 from saefast.train.ranks.finished import save_together
-from saefast.train.ranks.words import said, sent_by, wait_for_all
+from saefast.train.ranks.words import wait_for_all
 from saefast.train.seed_trainer import SeedTrainer
 from saefast.train.stored_saes import StoredSAEs
 
@@ -69,9 +69,9 @@ class TrainedRun:
         self.trainers = [trainer for trainer in trainers if trainer is not None]
         self._division = division
         self._all = [
-            (config, trainer, division.owner(first + number))
+            (number, config, trainer)
             for number, ((config, _, _), trainer) in enumerate(
-                zip(member.saes, trainers, strict=True)
+                zip(member.saes, trainers, strict=True), first
             )
         ]
         self._log, self._scales = member.log, scales
@@ -112,19 +112,12 @@ class TrainedRun:
             {"label": trainer.label, **trainer.report(number, self._scales)}
             for trainer in self.trainers
         ]
-        reports = self._of_all(own)
+        reports = self._division.of_all(own, [number for number, _, _ in self._all])
         labelled = [(str(report.pop("label")), report) for report in reports]
         for label, report in labelled:
             for logger in self._log:
                 logger.write(label, number + 1, {**position, **report, **timing})
         return reports
-
-    def _of_all(self, own: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the reports of all SAEs in their order, of which this rank has its own."""
-        if self._division.together or self._division.ranks.size == 1:
-            return own
-        each = [iter(reports) for reports in said(self._division.ranks, own)]
-        return [next(each[owner]) for _, _, owner in self._all]
 
     def checkpoint(self, step: int) -> None:
         """Write a checkpoint if the run has a folder; see `CheckpointWriter`.
@@ -183,16 +176,16 @@ class TrainedRun:
 
         They are on all ranks. With several ranks, those of a run with a folder are its files.
         """
-        if self._run is not None and self._division.ranks.size > 1:
+        if self._run is not None and returns_files(self._division.ranks):
             return StoredSAEs(self._run.out / label for label in self._run.labels)
         if self._run is None:  # else a checkpoint was written
             self._check_moments(NO_RESULT)
         some = self.trainers[0].step.sae
         saes = []
-        for config, trainer, owner in self._all:
+        for number, config, trainer in self._all:
             sae = _empty(config, some) if trainer is None else self._result(trainer)
-            if not self._division.together and self._division.ranks.size > 1:
-                self._send(sae, owner)
+            assert sae.firing_rate is not None
+            self._division.copy_to_all(number, [*sae.state_dict().values(), sae.firing_rate])
             saes.append(sae)
         return saes
 
@@ -206,13 +199,6 @@ class TrainedRun:
     def _check_moments(self, consequence: str) -> None:
         for trainer in self.trainers:
             check_moments(trainer.label, trainer.step.adam.moments, consequence)
-
-    def _send(self, sae: SAE, owner: int) -> None:
-        """Copy the weights of an SAE from its owner to all ranks."""
-        assert sae.firing_rate is not None
-        with torch.no_grad():
-            for values in (*sae.state_dict().values(), sae.firing_rate):
-                values.copy_(sent_by(self._division.ranks, owner, values))
 
 
 def _empty(config: TrainConfig, like: SAE) -> SAE:

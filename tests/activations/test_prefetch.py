@@ -23,7 +23,7 @@ def gone() -> bool:
     return not threads()
 
 
-@pytest.mark.parametrize("depth", [1, 2, 50])
+@pytest.mark.parametrize("depth", [0, 1, 2, 50])
 def test_order_is_kept(depth: int) -> None:
     with Prefetcher(iter(range(200)), depth=depth, transform=lambda i: i * i) as items:
         assert list(items) == [i * i for i in range(200)]
@@ -72,12 +72,32 @@ def test_items_are_made_while_the_consumer_works() -> None:
         assert asked.wait(10)
 
 
-def test_an_error_is_raised_after_the_items_before_it() -> None:
+def test_without_a_depth_items_are_read_by_the_consumer() -> None:
+    made: list[str] = []
+
+    def named() -> Iterator[int]:
+        for number in range(3):
+            made.append(threading.current_thread().name)
+            yield number
+
+    here = threading.current_thread().name
+    with Prefetcher(named(), depth=0) as items:
+        assert made == []
+        assert next(items) == 0
+        assert made == [here]
+        assert items.wait_seconds > 0
+    with pytest.raises(ValueError, match="closed"):
+        next(items)
+    assert made == [here]
+
+
+@pytest.mark.parametrize("depth", [0, 10])
+def test_an_error_is_raised_after_the_items_before_it(depth: int) -> None:
     def fails_at_three() -> Iterator[int]:
         yield from (0, 1, 2)
         raise KeyError("the culprit")
 
-    with Prefetcher(fails_at_three(), depth=10) as items:
+    with Prefetcher(fails_at_three(), depth=depth) as items:
         assert [next(items) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(KeyError, match="the culprit") as caught:
             next(items)
@@ -94,10 +114,11 @@ def test_an_error_in_the_transform_is_raised() -> None:
             next(items)
 
 
-def test_stop_iteration_in_the_transform_is_an_error() -> None:
+@pytest.mark.parametrize("depth", [0, 4])
+def test_stop_iteration_in_the_transform_is_an_error(depth: int) -> None:
     with (
-        Prefetcher(iter([1, 2]), transform=lambda _: next(iter(()))) as items,
-        pytest.raises(RuntimeError, match="transform raised StopIteration"),
+        Prefetcher(iter([1, 2]), depth, transform=lambda _: next(iter(()))) as items,
+        pytest.raises(RuntimeError, match="raised StopIteration"),
     ):
         list(items)
 
@@ -160,7 +181,7 @@ def test_an_unreferenced_prefetcher_ends_its_thread() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"depth": 0}, ValueError, "depth must be at least 1, got 0"),
+        ({"depth": -1}, ValueError, "depth must be at least 0, got -1"),
         ({"depth": 1.0}, TypeError, "depth must be an int"),
         ({"iterator": 3}, TypeError, "iterator must be iterable, got int"),
         ({"transform": 3}, TypeError, "transform must be callable, got int"),

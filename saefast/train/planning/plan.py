@@ -10,12 +10,15 @@ from saefast.train.planning.exchanges import Exchange, step_exchanges, usual_cod
 from saefast.train.planning.machines import Machine
 from saefast.train.planning.memory import PROCESS_BYTES, RankMemory, rank_memory
 from saefast.train.planning.volumes import UPDATE_BYTES, gathered_bytes
+from saefast.train.ranks.rows import batch_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _RANKS = (1, 2, 4, 8, 16)
 """Numbers of ranks that can train a float32 SAE together."""
+_STORED = 2
+"""Bytes of a number of the activations, which are assumed to be stored in half precision."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,14 @@ class StepSeconds:
     update: float
     """Adam"""
     exchange: float
-    """bytes and calls of collectives"""
+    """bytes and calls of collectives, except for those of the rows"""
+    rows: float
+    """bytes and calls of the rows, which one rank reads"""
 
     @property
     def total(self) -> float:
         """Seconds of a step."""
-        return self.encode + self.gather + self.update + self.exchange
+        return self.encode + self.gather + self.update + self.exchange + self.rows
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,7 @@ class TrainPlan:
             ("  gather", f"{seconds.gather * 1e3:.4g} ms"),
             ("  update", f"{seconds.update * 1e3:.4g} ms"),
             ("  exchange", f"{seconds.exchange * 1e3:.4g} ms"),
+            ("  rows", f"{seconds.rows * 1e3:.4g} ms"),
             ("modelled time of all steps", f"{seconds.total * config.steps / 3600:.3g} h"),
         ]
         return "\n".join(f"{name:28}{value}" for name, value in lines)
@@ -161,7 +167,8 @@ def plan_training(
     """Plan a training of the SAEs of a config on ranks of one kind of machine.
 
     Exchanges are counted by the code that a training runs; lengths that depend on the rows are
-    assumed as in `usual_codes`. Times are those of a model without overlap: work divided by speed.
+    assumed as in `usual_codes`, and activations to be stored in half precision. Times are those of
+    a model without overlap: work divided by speed.
 
     Args:
         config: settings of the training.
@@ -184,8 +191,6 @@ def plan_training(
         _check_ranks(config, ranks, d if d_out is None else d_out)
     each = [dead * (rank + 1) // size - dead * rank // size for rank in range(size)]
     exchanges = _exchanges(config, d, ranks, size, saes, d_out, each)
-    received = sum(part.received for part in exchanges.values())
-    calls = sum(part.calls for part in exchanges.values())
     return TrainPlan(
         d,
         config,
@@ -194,7 +199,7 @@ def plan_training(
         together,
         _memory(config, d, size, saes, d_out),
         exchanges,
-        _seconds(config, d, machine, size, saes, d_out, dead, received, calls),
+        _seconds(config, d, machine, size, saes, d_out, dead, exchanges),
         _smallest(config, d, machine, d_out),
     )
 
@@ -225,13 +230,16 @@ def _exchanges(
     """Return the exchanges of the rank that receives most, for all SAEs."""
     if ranks == 1:
         return {}
-    if size == 1:  # only whether a rank was interrupted, and whether a checkpoint is due
-        return {"signals": Exchange(2 * (ranks - 1), 1)}
+    widths = (d,) if d_out is None else (d, d_out)
+    # The size of a message, and the message.
+    rows = {"rows": Exchange(batch_bytes(config.batch_size, widths, _STORED), 2)}
+    if size == 1:  # besides, whether a rank was interrupted, and whether a checkpoint is due
+        return {**rows, "signals": Exchange(2 * (ranks - 1), 1)}
     of_ranks = [
         step_exchanges(config, d, rank, size, d_out=d_out, dead=dead) for rank in range(size)
     ]
     most = max(of_ranks, key=lambda parts: sum(part.received for part in parts.values()))
-    return {
+    return rows | {
         name: part if name == "signals" else Exchange(saes * part.received, saes * part.calls)
         for name, part in most.items()
     }
@@ -266,8 +274,7 @@ def _seconds(
     saes: int,
     d_out: int | None,
     dead: int,
-    received: int,
-    calls: int,
+    exchanges: dict[str, Exchange],
 ) -> StepSeconds:
     width, n, latents = d if d_out is None else d_out, config.batch_size, config.latents
     active = config.k if config.variant in ("topk", "abstopk") else usual_codes(config, 1).width / 2
@@ -277,11 +284,17 @@ def _seconds(
     encoded, entries = (latents + dead) / size, active + listed
     sort = n * entries / machine.sort if machine.sort else 0.0
     gathered = gathered_bytes(n * entries, d / size, width / size, machine.entry)
+    exchanged = {
+        name: part.received / machine.network + part.calls * machine.latency
+        for name, part in exchanges.items()
+    }
+    of_rows = exchanged.pop("rows", 0.0)
     return StepSeconds(
         encode=saes * 2.0 * n * d * encoded / machine.products,
         gather=saes * (gathered / machine.gather + sort),
         update=saes * UPDATE_BYTES * latents * (d + width) / size / machine.update,
-        exchange=received / machine.network + calls * machine.latency,
+        exchange=sum(exchanged.values()),
+        rows=of_rows,
     )
 
 

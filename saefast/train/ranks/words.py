@@ -46,3 +46,12 @@ def sent_by(ranks: Ranks, sender: int, tensor: Tensor) -> Tensor:
     part = tensor if ranks.rank == sender else tensor.new_empty(0)
     shapes = [tuple(tensor.shape) if rank == sender else (0,) for rank in range(ranks.size)]
     return ranks.all_gather(part, shapes)[sender]
+
+
+def bytes_sent_by(ranks: Ranks, sender: int, data: bytes) -> bytes:
+    """Return the bytes of rank `sender` on every rank; those of others are ignored."""
+    size = int(sent_by(ranks, sender, torch.tensor([len(data)], device="cpu")))
+    message = torch.empty(size, dtype=torch.uint8, device="cpu")
+    if ranks.rank == sender:
+        message = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return sent_by(ranks, sender, message).numpy().tobytes()

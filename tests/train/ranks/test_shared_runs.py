@@ -1,5 +1,6 @@
 """Runs of simulated ranks write the same files as one process."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from helpers.training_runs import (
 from safetensors import safe_open
 
 from saefast import SAE, Rules, TrainConfig, load_sae
-from saefast.activations import TensorActivations
+from saefast.activations import IteratorActivations, TensorActivations
 from saefast.train import stored_saes
 from saefast.train.checkpoint import RunFile
 from saefast.train.loop import TrainingLoop
@@ -70,6 +71,46 @@ def test_a_run_of_ranks_has_the_files_of_one_process(
         assert_same_sae(mine, right)
         assert torch.equal(mine.firing_rate, load_sae(tmp_path / f"alone/seed-{seed}").firing_rate)
     assert results_of(tmp_path / "ranks") == results_of(tmp_path / "alone")
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 3)])
+def test_one_rank_reads_the_activations(seeds: tuple[int, ...]) -> None:
+    configuration = config(seeds=seeds, tokens=1000)
+    items = [
+        (ROWS[start : start + 100], ROWS[start : start + 100, :10]) for start in range(0, 1500, 100)
+    ]
+    read = [0, 0]
+
+    def counted(rank: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for item in items:
+            read[rank] += 1
+            yield item
+
+    sources = [IteratorActivations(counted(rank), d=ROWS.shape[1]) for rank in range(2)]
+    each = Simulated(2).run(
+        lambda ranks: train(configuration, rows=sources[ranks.rank], ranks=Bare(ranks))
+    )
+    assert read[0] >= 10
+    assert read[1] == 0
+    for mine, right in zip(each[1], train(configuration, rows=items), strict=True):
+        assert_same_sae(mine, right)
+
+
+def test_an_error_of_the_activations_stops_all_ranks() -> None:
+    bad = ROWS.clone()
+    bad[700, 3] = torch.nan
+    messages: dict[int, str] = {}
+
+    def caught(ranks: Ranks) -> None:
+        try:
+            train(config(data_seed=5), rows=bad, ranks=ranks)
+        except Exception as error:
+            messages[ranks.rank] = f"{type(error).__name__}: {error}"
+            raise
+
+    with pytest.raises(ValueError, match="row 700"):
+        Simulated(2).run(caught)
+    assert "row 700" in messages[0]
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 3)])

@@ -1,0 +1,79 @@
+"""One reading of the activations for all ranks: one of them reads and sends all batches."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from saefast.activations import Batch, Prefetcher
+from saefast.train.ranks.group import Ranks
+from saefast.train.ranks.words import bytes_sent_by
+
+READER = 0
+"""Rank that reads the activations."""
+
+
+class Reading(NamedTuple):
+    """Stream of batches on a rank."""
+
+    batches: Iterator[Batch]
+    """batches, the same on all ranks"""
+    ahead: int
+    """number of batches that a thread may take ahead of the training; 0: batches are exchanged, so
+    they must be taken in the thread of the training"""
+
+
+def read_once(ranks: Ranks, batches: Iterator[Batch], ahead: int) -> Reading:
+    """Read a stream on one rank for all.
+
+    Args:
+        ranks: ranks that train on the stream.
+        batches: the stream; only the reader iterates over it.
+        ahead: number of batches to read ahead of the training.
+
+    Returns:
+        The stream of this rank.
+    """
+    if ranks.size == 1:
+        return Reading(batches, ahead)
+    if ranks.rank == READER:
+        return Reading(_sent(ranks, batches, ahead), 0)
+    return Reading(_received(ranks), 0)
+
+
+def batch_bytes(size: int, widths: tuple[int, ...], itemsize: int) -> int:
+    """Return the bytes of a batch that a rank receives, without its header of a few hundred bytes.
+
+    Args:
+        size: number of rows.
+        widths: width of the rows, and of their targets if there are any.
+        itemsize: bytes of a number, in the dtype in which the activations are stored.
+    """
+    return size * (sum(widths) * itemsize + torch.int64.itemsize)
+
+
+def _sent(ranks: Ranks, batches: Iterator[Batch], ahead: int) -> Iterator[Batch]:
+    with Prefetcher[Batch](batches, ahead) as read:
+        for batch in read:
+            bytes_sent_by(ranks, READER, save(_tensors(batch)))
+            yield batch
+
+
+def _received(ranks: Ranks) -> Iterator[Batch]:
+    while True:
+        tensors = load(bytes_sent_by(ranks, READER, b""))
+        where = bytes(tensors["where"].tolist()).decode()
+        yield Batch(tensors["x"], tensors.get("target"), where, tensors["rows"].numpy())
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    tensors = {
+        "x": batch.x.cpu().contiguous(),
+        "rows": torch.from_numpy(batch.rows),
+        "where": torch.frombuffer(bytearray(batch.where.encode()), dtype=torch.uint8),
+    }
+    if batch.target is not None:
+        tensors["target"] = batch.target.cpu().contiguous()
+    return tensors
