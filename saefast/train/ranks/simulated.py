@@ -25,7 +25,7 @@ class Simulated:
         """bytes that each rank has received from others"""
         self.calls = [0] * size
         """collectives that each rank has called"""
-        self.barrier = threading.Barrier(size)
+        self.barrier = _Barrier(size)
         self.sent: list[Sequence[Tensor]] = [()] * size
 
     def run(self, work: Callable[["SimulatedRank"], _T]) -> list[_T]:
@@ -62,6 +62,41 @@ class Simulated:
         if errors:
             raise errors[0]
         return [results[rank] for rank in range(self.size)]
+
+
+class _Barrier:
+    """A barrier that a thread passes once all have reached it, even if it is aborted just then.
+
+    Threads of `threading.Barrier` that were released but have not run yet fail with an abort, as if
+    their exchange had not taken place.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._waiting, self._passed, self._aborted = size, 0, 0, False
+        self._changed = threading.Condition()
+
+    def wait(self) -> None:
+        """Return once all threads wait; raise a BrokenBarrierError after an abort."""
+        with self._changed:
+            here = self._passed
+            self._waiting += 1
+            if self._waiting == self._size and not self._aborted:
+                self._waiting, self._passed = 0, here + 1
+                self._changed.notify_all()
+            self._changed.wait_for(lambda: self._passed > here or self._aborted)
+            if self._passed == here:
+                raise threading.BrokenBarrierError
+
+    def abort(self) -> None:
+        """Stop threads that wait for others, and all that come later."""
+        with self._changed:
+            self._aborted = True
+            self._changed.notify_all()
+
+    def reset(self) -> None:
+        """Undo an abort; no thread may be waiting."""
+        with self._changed:
+            self._waiting, self._aborted = 0, False
 
 
 class SimulatedRank:
