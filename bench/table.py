@@ -250,6 +250,7 @@ TABLES = {
     "study_worth": (tables.worth,),
     "study_subspaces": (tables.subspaces,),
     "study_language_model": (tables.language_model,),
+    "study_membership": (tables.membership,),
     "study_pooling": (tables.pooling,),
     "study_cost": (tables.cost,),
 }

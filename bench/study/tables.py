@@ -3,10 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from bench.committed import load, markdown
-from bench.study.axes import AXES, along, label
+from bench.study.axes import AXES, BASE, along, label
 from bench.study.pieces import PIECES
 from bench.study.rows import Row
+from saefast.evaluation.intervals import student_interval
 
 Value = Sequence[float | None]
 Columns = Sequence[tuple[str, str, Callable[[Value], str]]]
@@ -83,13 +86,14 @@ def language_model() -> str:
 
 def pooling() -> str:
     """Return pools and their controls at equal numbers of latents, by length of training."""
-    heads = ["rows of each seed", "method", "rows of all training", "EV", "matched", "PW-MCC"]
-    lines = [heads, ["---:", "---", *["---:"] * 4]]
-    for row in along(_rows(), "tokens"):
+    heads = ["SAEs of a pool", "rows of each", "method", "rows of all training"]
+    lines = [[*heads, "EV", "matched", "PW-MCC"], ["---:", "---:", "---", *["---:"] * 4]]
+    for row in sorted(_rows(), key=lambda row: int(row["tokens"])):
         for each in row["pooling"] or []:
             error = 1.96 * each["match_share_error"]
             lines.append(
                 [
+                    str(row["seeds"] // 2),
                     f"{row['tokens']:,}",
                     each["method"],
                     f"{each['tokens']:,}",
@@ -98,6 +102,21 @@ def pooling() -> str:
                     f"{each['pw_mcc']:.3f}",
                 ]
             )
+    return markdown(lines)
+
+
+def membership() -> str:
+    """Return shares of features by the number of other SAEs that contain them."""
+    rows = [row for row in along(_rows(), "tokens") if row["tokens"] >= BASE["tokens"]]
+    rows += [row for row in _rows() if row["piece"] == "membership"]
+    most = max(row["seeds"] for row in rows)
+    lines = [["SAEs", "rows of training", *map(str, range(most))], ["---:"] * (2 + most)]
+    for row in rows:
+        counts = np.array(row["membership"], dtype=float)  # [SAEs, numbers of others]
+        shares = counts / counts.sum(1, keepdims=True)
+        cells = [_percent(student_interval(list(each))) for each in shares.T]
+        missing = [""] * (most - row["seeds"])
+        lines.append([str(row["seeds"]), label(row, "tokens"), *cells, *missing])
     return markdown(lines)
 
 
