@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import load, save
 from torch import Tensor
 
 from saefast.activations import Batch, Prefetcher
@@ -55,6 +54,8 @@ def batch_bytes(size: int, widths: tuple[int, ...], itemsize: int) -> int:
 
 
 def _sent(ranks: Ranks, batches: Iterator[Batch], ahead: int) -> Iterator[Batch]:
+    from safetensors.torch import save
+
     with Prefetcher[Batch](batches, ahead) as read:
         for batch in read:
             bytes_sent_by(ranks, READER, save(_tensors(batch)))
@@ -62,6 +63,8 @@ def _sent(ranks: Ranks, batches: Iterator[Batch], ahead: int) -> Iterator[Batch]
 
 
 def _received(ranks: Ranks) -> Iterator[Batch]:
+    from safetensors.torch import load
+
     while True:
         tensors = load(bytes_sent_by(ranks, READER, b""))
         where = bytes(tensors["where"].tolist()).decode()
