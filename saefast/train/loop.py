@@ -46,7 +46,7 @@ of 5e7)."""
 
 
 class TrainingLoop:
-    """State of one or several runs: all SAEs, at one step of one stream.
+    """State of one or several runs: all SAEs, at one step of one stream, until it is closed.
 
     Args:
         members: runs whose configs share a stream and whose checkpoints are of one step.
@@ -79,15 +79,22 @@ class TrainingLoop:
         batches = source.batches(
             self._first.batch_size, seed=self._first.data_seed, start=start, **into
         )
-        self._stream, self._ahead = read_once(ranks, batches, _AHEAD)
+        self._ranks = ranks
+        with contextlib.ExitStack() as opened:
+            self._stream, self._ahead = opened.enter_context(read_once(ranks, batches, _AHEAD))
+            self._begin(members)
+            self._opened = opened.pop_all()
+
+    def _begin(self, members: Sequence[Member]) -> None:
+        """Make the trainers of all SAEs, as they are before the next step."""
+        run = members[0].run
         sample = self._look_ahead()
         if run is not None and self.step > 0:
             self.scales = Scales(*run.facts["scales"])
         else:
             self.scales = scales_of(sample, self._first.activation_scaling)
         graphs = Graphs()
-        self._ranks = ranks
-        division = Division(ranks, sum(len(member.saes) for member in members))
+        division = Division(self._ranks, sum(len(member.saes) for member in members))
         self._runs = []
         first = 0
         for member in members:
@@ -98,12 +105,16 @@ class TrainingLoop:
                     continue
                 share = division.share_of(config.latents, sample.width)
                 sae = begin(config, seed, sample, self.scales, its, share)
-                trainers.append(SeedTrainer(config, seed, sae, device, graphs, share))
+                trainers.append(SeedTrainer(config, seed, sae, self._device, graphs, share))
             self._runs.append(
                 TrainedRun(member, trainers, division, first, self._streams, self.step, self.scales)
             )
             first += len(trainers)
         self._trainers = [trainer for each in self._runs for trainer in each.trainers]
+
+    def close(self) -> None:
+        """Stop reading; the loop cannot train any further."""
+        self._opened.close()
 
     def _look_ahead(self) -> Sample:
         """Return the first rows of the stream without consuming them."""

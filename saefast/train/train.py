@@ -1,7 +1,7 @@
 """Entry point of training: many SAEs, trained in parallel on one stream of activations."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -223,10 +223,11 @@ def _train_runs(
                 held.callback(logger.close)
             waiting.setdefault(after, {})[number] = Member(configs, run, starts, log)
         for members in waiting.values():
-            training = TrainingLoop(list(members.values()), source, where, ranks)
-            training.train(log_every, checkpoint_minutes, progress)
-            training.finish(keep_training)
-            found.update(zip(members, training.results(), strict=True))
+            loop = TrainingLoop(list(members.values()), source, where, ranks)
+            with closing(loop) as training:
+                training.train(log_every, checkpoint_minutes, progress)
+                training.finish(keep_training)
+                found.update(zip(members, training.results(), strict=True))
     return [found[number] for number in range(len(runs))]
 
 

@@ -1,5 +1,6 @@
 """One reading of the activations for all ranks: one of them reads and sends all batches."""
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -24,22 +25,25 @@ class Reading(NamedTuple):
     they must be taken in the thread of the training"""
 
 
-def read_once(ranks: Ranks, batches: Iterator[Batch], ahead: int) -> Reading:
-    """Read a stream on one rank for all.
+@contextlib.contextmanager
+def read_once(ranks: Ranks, batches: Iterator[Batch], ahead: int) -> Iterator[Reading]:
+    """Read a stream on one rank for all, until the context is left.
 
     Args:
         ranks: ranks that train on the stream.
         batches: the stream; only the reader iterates over it.
         ahead: number of batches to read ahead of the training.
 
-    Returns:
+    Yields:
         The stream of this rank.
     """
     if ranks.size == 1:
-        return Reading(batches, ahead)
-    if ranks.rank == READER:
-        return Reading(_sent(ranks, batches, ahead), 0)
-    return Reading(_received(ranks), 0)
+        yield Reading(batches, ahead)
+    elif ranks.rank == READER:
+        with Prefetcher[Batch](batches, ahead) as read:
+            yield Reading(_sent(ranks, read), 0)
+    else:
+        yield Reading(_received(ranks), 0)
 
 
 def batch_bytes(size: int, widths: tuple[int, ...], itemsize: int) -> int:
@@ -53,13 +57,12 @@ def batch_bytes(size: int, widths: tuple[int, ...], itemsize: int) -> int:
     return size * (sum(widths) * itemsize + torch.int64.itemsize)
 
 
-def _sent(ranks: Ranks, batches: Iterator[Batch], ahead: int) -> Iterator[Batch]:
+def _sent(ranks: Ranks, batches: Iterator[Batch]) -> Iterator[Batch]:
     from safetensors.torch import save
 
-    with Prefetcher[Batch](batches, ahead) as read:
-        for batch in read:
-            bytes_sent_by(ranks, READER, save(_tensors(batch)))
-            yield batch
+    for batch in batches:
+        bytes_sent_by(ranks, READER, save(_tensors(batch)))
+        yield batch
 
 
 def _received(ranks: Ranks) -> Iterator[Batch]:

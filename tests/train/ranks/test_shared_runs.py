@@ -1,5 +1,8 @@
 """Runs of simulated ranks write the same files as one process."""
 
+import contextlib
+import gc
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +114,52 @@ def test_an_error_of_the_activations_stops_all_ranks() -> None:
     with pytest.raises(ValueError, match="row 700"):
         Simulated(2).run(caught)
     assert "row 700" in messages[0]
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Prevent the collection of cycles, at whose time a forgotten thread would end."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def reading_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+def test_the_thread_that_reads_ends_with_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = []
+    real = TrainingLoop.finish
+
+    def noted(loop: TrainingLoop, keep_training: bool) -> None:
+        loops.append(loop)
+        real(loop, keep_training)
+
+    monkeypatch.setattr(TrainingLoop, "finish", noted)
+    train_with(2, config(tokens=1000))
+    assert len(loops) == 2
+    assert reading_threads() == []
+
+
+@pytest.mark.parametrize("method", ["_look_ahead", "_with_variance"])
+def test_the_thread_that_reads_ends_with_a_failed_training(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = getattr(TrainingLoop, method)
+
+    def fails(loop: TrainingLoop, *arguments: Any) -> None:
+        real(loop, *arguments)
+        raise RuntimeError("the culprit")
+
+    monkeypatch.setattr(TrainingLoop, method, fails)
+    with without_collection(), pytest.raises(RuntimeError, match="the culprit") as caught:
+        train_with(2, config(tokens=1000))
+    assert reading_threads() == []
+    del caught  # the error refers to the loop, which would otherwise be freed before
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 3)])
