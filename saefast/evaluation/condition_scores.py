@@ -9,8 +9,10 @@ from numpy.typing import ArrayLike
 
 from saefast.evaluation.intervals import (
     NOWHERE,
+    UNLIMITED,
     Floats,
     Interval,
+    Limits,
     paired_interval,
     two_way_interval,
 )
@@ -30,6 +32,7 @@ def scores_by_condition(
     ceiling: ArrayLike = _NAN,
     rivals: Sequence[str] = (),
     intervals: Mapping[str, Sequence[Sequence[Interval]]] | None = None,
+    limits: Limits = UNLIMITED,
     primary: bool = False,
     seed: int = 0,
 ) -> list[Score]:
@@ -49,6 +52,7 @@ def scores_by_condition(
         ceiling: upper bound or best attainable value, one or [tasks].
         rivals: conditions of which the best becomes the rival of every other.
         intervals: by condition, intervals of each SAE and task, where they are known.
+        limits: smallest and largest possible value, beyond which no interval extends.
         primary: whether the measure is the primary one of its evaluation.
         seed: seed of the bootstrap.
 
@@ -86,16 +90,16 @@ def scores_by_condition(
             },
         )
         known = (intervals or {}).get(name)
-        overall = two_way_interval(table, seed=seed)
+        overall = two_way_interval(table, seed=seed, limits=limits)
         if table.size == 1 and known is not None:
             overall = known[0][0]
         scores.append(row(overall, int((~np.isnan(table)).any(0).sum())))
         if name != TRAINED and TRAINED in tables:
-            difference = paired_interval(tables[TRAINED], table, seed=seed)
+            difference = paired_interval(tables[TRAINED], table, seed=seed, limits=limits)
             scores.append(scores[-1].difference_to_trained(difference))
         if len(table) > 1:
             scores += [
-                row(two_way_interval(its[None], seed=seed), len(tasks), sae=s)
+                row(two_way_interval(its[None], seed=seed, limits=limits), len(tasks), sae=s)
                 for s, its in enumerate(table)
             ]
         if len(tasks) > 1:

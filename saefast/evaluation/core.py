@@ -9,7 +9,12 @@ from torch import Tensor
 
 from saefast.evaluation.conditions import Condition
 from saefast.evaluation.geometry import Geometry, geometry_of
-from saefast.evaluation.intervals import Interval, proportion_interval, two_way_interval
+from saefast.evaluation.intervals import (
+    UNLIMITED,
+    Interval,
+    proportion_interval,
+    two_way_interval,
+)
 from saefast.evaluation.item_scores import ratio_values, scores_of_items
 from saefast.evaluation.row_sums import RowSums, sums_of_mean, sums_of_sae
 from saefast.evaluation.scores import TRAINED, Evaluation, Score
@@ -231,7 +236,7 @@ def _trained_first(values: Mapping[str, Floats]) -> dict[str, Floats]:
 def _scores_of_rows(
     measured_rows: Mapping[str, Sequence[RowSums]], rivals: Sequence[str], seed: int
 ) -> list[Score]:
-    better = ("explained variance", "cosine")
+    limits = {"explained variance": (-np.inf, 1.0), "cosine": (-1.0, 1.0)}
     scores: list[Score] = []
     for measure, (above, below) in _RATIOS.items():
         values = {
@@ -243,9 +248,10 @@ def _scores_of_rows(
             NAME,
             measure,
             _trained_first(values),
-            floor=float(values[MEAN].mean()) if measure in better else float("nan"),
+            floor=float(values[MEAN].mean()) if measure in limits else float("nan"),
             ceiling=float("nan") if measure == "L0" else 1.0,
-            rivals=rivals if measure in better else (),
+            rivals=rivals if measure in limits else (),
+            limits=limits.get(measure, UNLIMITED),
             seed=seed,
         )
     return scores

@@ -19,6 +19,11 @@ _NORMAL = 1.959963984540054
 DRAWS = 2000
 _NO_DRAWS: Floats = np.zeros(0)
 
+Limits = tuple[float, float]
+UNLIMITED: Limits = (float("-inf"), float("inf"))
+SHARE: Limits = (0.0, 1.0)
+"""Limits of shares, and of scores such as AUROC"""
+
 
 class Interval(NamedTuple):
     """A value with the ends of its 95 % interval."""
@@ -31,13 +36,16 @@ class Interval(NamedTuple):
 NOWHERE = Interval(float("nan"), float("nan"), float("nan"))
 
 
-def two_way_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) -> Interval:
+def two_way_interval(
+    values: ArrayLike, *, seed: int = 0, draws: int = DRAWS, limits: Limits = UNLIMITED
+) -> Interval:
     """Bootstrap the mean of values over seeds and tasks, which are resampled independently.
 
     Args:
         values: [seeds, tasks]; NaN where a task has no value.
         seed: seed of the draws.
         draws: number of resamples.
+        limits: smallest and largest possible value, beyond which the interval does not extend.
 
     Returns:
         Mean over seeds and tasks with its interval; both ends are NaN for a single value.
@@ -48,10 +56,12 @@ def two_way_interval(values: ArrayLike, *, seed: int = 0, draws: int = DRAWS) ->
     seeds = resamples_of(generator, table.shape[0], draws)
     alone = (~np.isnan(table)).sum() == 1
     drawn = _NO_DRAWS if alone else resampled_means(table, seeds, tasks)
-    return interval_of_draws(mean_of_known(table), drawn)
+    return interval_of_draws(mean_of_known(table), np.clip(drawn, *limits))
 
 
-def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Interval:
+def paired_interval(
+    a: ArrayLike, b: ArrayLike, *, seed: int = 0, limits: Limits = UNLIMITED
+) -> Interval:
     """Bootstrap the difference of two means, mean(a) - mean(b).
 
     Every resample holds the same tasks for both, and the same seeds where both have as many.
@@ -60,6 +70,8 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Interval:
         a: [seeds, tasks].
         b: [seeds, tasks]; the same tasks, any number of seeds.
         seed: seed of the draws.
+        limits: smallest and largest possible value; the interval does not extend beyond their
+            largest difference.
 
     Returns:
         Difference of the means with its interval; both ends are NaN for a single pair of values.
@@ -78,6 +90,8 @@ def paired_interval(a: ArrayLike, b: ArrayLike, *, seed: int = 0) -> Interval:
     drawn = _NO_DRAWS
     if max(first.size, second.size) > 1:
         drawn = resampled_means(first, seeds, tasks) - resampled_means(second, others, tasks)
+    largest = limits[1] - limits[0]
+    drawn = np.clip(drawn, -largest, largest)
     return interval_of_draws(mean_of_known(first) - mean_of_known(second), drawn)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from saefast.evaluation.condition_scores import scores_by_condition
+from saefast.evaluation.intervals import UNLIMITED, Limits
 from saefast.evaluation.scores import Score
 
 
@@ -17,6 +18,7 @@ def scores_of_items(
     floor: ArrayLike = float("nan"),
     ceiling: float = float("nan"),
     rivals: Sequence[str] = (),
+    limits: Limits = UNLIMITED,
     primary: bool = False,
     seed: int = 0,
 ) -> list[Score]:
@@ -29,6 +31,7 @@ def scores_of_items(
         floor: value without information, one or [items].
         ceiling: upper bound or best attainable value.
         rivals: conditions of which the best becomes the rival of every other.
+        limits: smallest and largest possible value, beyond which no interval extends.
         primary: whether the measure is the primary one of its evaluation.
         seed: seed of the bootstrap over seeds and items.
 
@@ -44,6 +47,7 @@ def scores_of_items(
         floor=floor,
         ceiling=ceiling,
         rivals=rivals,
+        limits=limits,
         primary=primary,
         seed=seed,
     )

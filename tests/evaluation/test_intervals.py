@@ -80,6 +80,22 @@ def test_resampling_tasks_alone_would_not_cover_the_spread_of_seeds():
     assert mean_interval(values.mean(0)).high - mean_interval(values.mean(0)).low < 1e-12
 
 
+def test_intervals_do_not_extend_beyond_possible_values():
+    low = np.array([[0.0, 0.1], [0.0, 0.0], [0.2, 0.0]])
+    high = 1 - low
+    free, found = two_way_interval(high), two_way_interval(high, limits=(0.0, 1.0))
+    assert free.high > 1
+    assert found == (free.value, free.low, 1.0)
+    free, found = two_way_interval(low), two_way_interval(low, limits=(-1.0, 1.0))
+    assert free.low > -1
+    assert found == free
+    assert two_way_interval(low, limits=(0.0, 1.0)) == (free.value, 0.0, free.high)
+    free, found = paired_interval(high, low), paired_interval(high, low, limits=(0.0, 1.0))
+    assert free.high > 1
+    assert found == (free.value, free.low, 1.0)
+    assert paired_interval(low, high, limits=(0.0, 1.0)).low == -1
+
+
 def test_bits_depend_on_arguments_and_seed_only():
     values = np.random.default_rng(1).standard_normal((3, 8))
     assert two_way_interval(values) == two_way_interval(values)

@@ -64,6 +64,17 @@ def test_one_sae_and_task_have_the_known_interval_or_none():
         assert math.isnan(difference.low)
 
 
+def test_no_interval_extends_beyond_the_limits(values):
+    values = {name: np.clip(table + 0.2, 0, 1) for name, table in values.items()}
+    scores = scores_by_condition("probe", "auroc at 1", values, ["a", "b", "c"], limits=(0.0, 1.0))
+    free = scores_by_condition("probe", "auroc at 1", values, ["a", "b", "c"])
+    assert max(score.high for score in free) > 1
+    for score, other in zip(scores, free, strict=True):
+        lowest = -1.0 if " - " in score.condition else 0.0
+        ends = np.clip([other.low, other.high], lowest, 1.0)
+        np.testing.assert_array_equal([score.low, score.high], ends)
+
+
 def test_a_condition_is_not_its_own_rival(evaluation):
     assert evaluation.overall("auroc at 1", "residual").rival == "untrained"
     assert evaluation.overall("auroc at 1", "untrained").rival == "residual"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from saefast.evaluation.absorption.classes import Absorbed, Split
 from saefast.evaluation.condition_scores import scores_by_condition
-from saefast.evaluation.intervals import two_way_interval
+from saefast.evaluation.intervals import SHARE, two_way_interval
 from saefast.evaluation.item_scores import scores_of_items
 from saefast.evaluation.scores import TRAINED, Score
 from saefast.nulls.draws import mass_matched
@@ -60,6 +60,7 @@ def scores_of_words(
             values,
             floor=its_floor,
             ceiling=0.0,
+            limits=SHARE,
             primary=measure == PRIMARY,
             seed=seed,
         )
@@ -92,7 +93,7 @@ def _by_class(
                 evaluation=NAME,
                 measure=measure,
                 condition=condition,
-                **two_way_interval(table[:, its], seed=seed)._asdict(),
+                **two_way_interval(table[:, its], seed=seed, limits=SHARE)._asdict(),
                 n=len(places),
                 task=classes[c],
                 floor=float(floor[its].mean()),
@@ -130,7 +131,7 @@ def scores_of_groups(
                     evaluation=NAME,
                     measure=PRIMARY,
                     condition=TRAINED,
-                    **two_way_interval(table, seed=seed)._asdict(),
+                    **two_way_interval(table, seed=seed, limits=SHARE)._asdict(),
                     n=split.words,
                     group=name,
                     ceiling=0.0,
@@ -161,6 +162,7 @@ def scores_of_classes(
         floor=2 * share / (1 + share),
         ceiling=split.f1[split.recognised].cpu().numpy(),
         rivals=[name for name in found if name != TRAINED],
+        limits=SHARE,
         seed=seed,
     )
     counts = {

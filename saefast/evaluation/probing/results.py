@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from saefast.evaluation.condition_scores import scores_by_condition
 from saefast.evaluation.conditions import PERMUTED_DECODER
-from saefast.evaluation.intervals import Interval, gap_closed, paired_interval, two_way_interval
+from saefast.evaluation.intervals import (
+    SHARE,
+    Interval,
+    gap_closed,
+    paired_interval,
+    two_way_interval,
+)
 from saefast.evaluation.probing.best_latents import agreement, hypergeometric_tail
 from saefast.evaluation.probing.one_task import Probed
 from saefast.evaluation.probing.rules import ProbingRule
@@ -122,6 +128,7 @@ class Results:
             ceiling=ceiling,
             rivals=[*rivals, RANDOM, TEXT],
             intervals=intervals,
+            limits=SHARE,
             primary=k == self.ks[0],
             seed=self.seed,
         )
@@ -170,6 +177,7 @@ class Results:
         common: dict[str, Any] = {
             "floor": self.rule.measure.floor,
             "ceiling": [task.full[0] for task in self.tasks],
+            "limits": SHARE,
             "seed": self.seed,
         }
         scores = [
@@ -179,7 +187,7 @@ class Results:
                 NAME, self._measure(k), {TRAINED: table}, self._names, group=name, **common
             )
         ]
-        difference = paired_interval(tables[group], tables[matched], seed=self.seed)
+        difference = paired_interval(tables[group], tables[matched], seed=self.seed, limits=SHARE)
         return [
             *scores,
             Score(
@@ -198,7 +206,14 @@ class Results:
         hits = self._of_trained(lambda its: float(its.masks[group][its.best[0]]))
         shares = self._of_trained(lambda its: its.shares[group]).mean(0)
         return scores_by_condition(
-            NAME, IN_GROUP, {TRAINED: hits}, self._names, group=group, floor=shares, seed=self.seed
+            NAME,
+            IN_GROUP,
+            {TRAINED: hits},
+            self._names,
+            group=group,
+            floor=shares,
+            limits=SHARE,
+            seed=self.seed,
         )
 
     def _best_by_count(self, group: str) -> list[str]:
@@ -226,7 +241,7 @@ class Results:
                 [[int(its[0].best[0]) for its in row] for row in rows],
                 [[its[0].near for its in row] for row in rows],
             )
-        interval = two_way_interval(found, seed=self.seed)
+        interval = two_way_interval(found, seed=self.seed, limits=SHARE)
         return Score(
             evaluation=NAME,
             measure=MATCHED,

@@ -1,5 +1,6 @@
 """Absorption of parents by children in SAEs made by hand, and in a tiny model."""
 
+import math
 import string
 from typing import Any, NamedTuple
 
@@ -207,6 +208,9 @@ def test_groups_share_absorption_and_conditions_have_scores() -> None:
     assert found.overall(PRIMARY, "clean").value == 0
     assert found.overall(PRIMARY, "trained - clean").value == pytest.approx(total.value)
     assert total.low < total.value < total.high
+    for score in found.scores:
+        if score.measure != MAIN_COUNT and not math.isnan(score.low):
+            assert -1 * (" - " in score.condition) <= score.low <= score.high <= 1, score
     assert found.noise[PRIMARY] > 0
     assert any("residual: its latents are always active" in note for note in found.notes)
     assert {score.condition for score in found.scores} >= {"trained", "untrained", "clean"}

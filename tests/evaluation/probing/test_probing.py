@@ -1,5 +1,6 @@
 """Sparse probing end to end in a model with known activations: embeddings of letters."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -335,6 +336,9 @@ def test_scores_have_floor_rival_and_ceiling() -> None:
     assert score.rival in ("text", "random latents")
     assert score.ceiling == found.overall("auroc at 2", "full").value
     assert score.low <= score.value <= score.high
+    for score in found.scores:
+        if score.measure in ("auroc at 1", "auroc at 2") and not math.isnan(score.low):
+            assert -1 * (" - " in score.condition) <= score.low <= score.high <= 1, score
     assert found.overall("gap closed at 1").value == pytest.approx(
         0.5 / (found.overall("auroc at 1", "full").value - 0.5), abs=0.01
     )
