@@ -1,11 +1,14 @@
 """Installation of saefast on a machine with torch and a compiler, but no network.
 
-A wheel in .whl/ that holds the Python files of this checkout is unpacked; otherwise an installed
-saefast is used if it has these files; otherwise the checkout is built, with its CUDA C++ kernels if
-nvcc is there. The result lies in build/on_gpu, which bench/on_gpu.sh puts on PYTHONPATH.
+A wheel in .whl/ for this Python that holds the Python files of this checkout is unpacked; otherwise
+an installed saefast is used if it has these files; otherwise the checkout is built, with its CUDA
+C++ kernels if nvcc is there. The result lies in build/on_gpu, which bench/on_gpu.sh puts on
+PYTHONPATH. Without CUDA C++ kernels the selection runs in Triton, which the row reports as a
+failure.
 """
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -56,20 +59,40 @@ def installed() -> Iterable[dict[str, Any]]:
             said.append(f"{how}: {_last_line(error.stdout)}")
         else:
             seconds = round(time.perf_counter() - begin, 1)
-            yield {"how": how, "seconds": seconds, "failed_before": said, "info": info}
+            cuda = {"holds": True} if info["cuda"] else _without_cuda(how)
+            yield {"how": how, "seconds": seconds, **cuda, "failed_before": said, "info": info}
             return
     raise RuntimeError("; ".join(said))
 
 
+def _without_cuda(how: str) -> dict[str, Any]:
+    """Return the entries of a failure, since a session asks for the CUDA C++ kernels."""
+    reason = f"{how}: no CUDA C++ kernels, so the selection runs in Triton"
+    return {
+        "holds": False,
+        "reason": reason if shutil.which("nvcc") else f"{reason}; nvcc is not on PATH",
+    }
+
+
 def wheel(folder: Path, checkout: Path) -> Path | None:
-    """Return the wheel in a folder whose Python files are those of the checkout, or None."""
+    """Return a folder's wheel for this Python with the Python files of the checkout, or None."""
     for file in sorted(folder.glob("saefast-*.whl")):
+        if not _is_for_this_python(file.stem):
+            print(f"{file.name} is not for this Python or processor", flush=True)
+            continue
         with zipfile.ZipFile(file) as archive:
             held = {name: archive.read(name) for name in archive.namelist()}
         if not (stale := differences(held.get, checkout)):
             return file
         print(f"{file.name} is not of this checkout: {', '.join(stale[:3])} differ", flush=True)
     return None
+
+
+def _is_for_this_python(name: str) -> bool:
+    """Return whether the tags at the end of a wheel's name are of this Python and processor."""
+    *_, python, _, system = name.split("-")
+    own = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    return own in python.split(".") and system.endswith(platform.machine())
 
 
 def differences(read: Callable[[str], bytes | None], checkout: Path) -> list[str]:

@@ -44,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not (shutil.which("nvidia-smi") or Path("/dev/nvidiactl").exists()):
         print("bench.gpu needs an NVIDIA GPU; this machine has no NVIDIA driver", file=sys.stderr)
         return 1
+    options.commit = options.commit or record.commit()
+    if options.commit == "unknown":
+        print("bench.gpu: git knows no commit here; name it by --commit HASH", file=sys.stderr)
+        return 2
     # On SIGTERM, end the workers and write the files.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
@@ -76,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of gpu.json, summary.txt and log.tgz (default: $OUT or build/gpu)",
     )
     parser.add_argument("--json", type=Path, help="additional path for gpu.json")
-    parser.add_argument("--commit", help="commit of a copy without .git")
+    parser.add_argument("--commit", help="commit of a copy without .git, which must name it")
     return parser
 
 
@@ -92,7 +96,7 @@ class Session:
         self.whole = True
         self.result: dict[str, Any] = {
             "machine": {},
-            "commit": options.commit or record.commit(),
+            "commit": options.commit,
             "complete": False,
             "parts": [],
             "failures": [],

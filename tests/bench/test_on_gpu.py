@@ -2,11 +2,14 @@
 
 import json
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,7 +245,8 @@ def test_a_part_beyond_the_budget_is_skipped(
         "tiles": [worker(tmp_path, "c", never="time.sleep(60)")],
     }
     stubbed(monkeypatch, tmp_path, **lanes)
-    assert session.main([*lanes, "--budget", "4", "--out", str(tmp_path / "out")]) == 1
+    limited = ["--budget", "4", "--commit", "abc"]
+    assert session.main([*lanes, *limited, "--out", str(tmp_path / "out")]) == 1
     result = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert not result["complete"]
     assert finished(result["checks"]) == ["first"]
@@ -251,7 +255,7 @@ def test_a_part_beyond_the_budget_is_skipped(
     assert [row["part"] for row in result["parts"]] == list(lanes)
     assert result["parts"][0]["seconds"] < 3.5
     monkeypatch.setattr(session, "_RESERVE", 100.0)
-    assert session.main([*lanes, "--budget", "4", "--out", str(tmp_path / "none")]) == 1
+    assert session.main([*lanes, *limited, "--out", str(tmp_path / "none")]) == 1
     result = json.loads((tmp_path / "none" / "gpu.json").read_text())
     assert [row["status"].split(":")[0] for row in result["parts"]] == ["skipped"] * 3
 
@@ -320,8 +324,9 @@ def written(file: Path) -> str:
 def test_a_terminated_script_writes_its_results(tmp_path: Path, tools: Callable[..., None]) -> None:
     stub, out = tmp_path / "stub", tmp_path / "out"
     tools(compute_sanitizer=f"case $* in *40,127*) exit 0;; esac; echo $$ > {stub}; exec sleep 60")
+    script = str(CHECKOUT / "bench" / "on_gpu.sh")
     process = subprocess.Popen(
-        ["bash", str(CHECKOUT / "bench" / "on_gpu.sh"), "--budget", "90", "memcheck"],
+        ["bash", script, "--budget", "90", "--commit", "abc", "memcheck"],
         env={**os.environ, "OUT": str(out), "PYTHON": sys.executable},
         stdout=subprocess.DEVNULL,
     )
@@ -336,6 +341,30 @@ def test_a_terminated_script_writes_its_results(tmp_path: Path, tools: Callable[
     assert not result["complete"]
     assert [row["verdict"] for row in result["sanitizer"] if "verdict" in row] == ["clean"]
     assert not alive(int(stub.read_text()))
+
+
+def test_tools_of_the_toolkit_need_not_be_on_the_path(
+    tmp_path: Path, tools: Callable[..., None]
+) -> None:
+    tools(ncu="echo '==ERROR== of the toolkit'")
+    toolkit = tmp_path / "toolkit"
+    (toolkit / "bin").mkdir(parents=True)
+    shutil.move(tmp_path / "bin" / "ncu", toolkit / "bin" / "ncu")
+    _, result = run_script(tmp_path, "ncu", "--commit", "abc", CUDA_HOME=str(toolkit))
+    assert "==ERROR== of the toolkit" in raised(result["ncu"])["ncu update_columns"]
+
+
+@pytest.mark.usefixtures("tools")
+def test_a_commit_must_be_known_before_parts_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stubbed(monkeypatch, tmp_path, checks=[worker(tmp_path, "a", first="pass")])
+    monkeypatch.setattr(session.record, "commit", lambda: "unknown")
+    command = ["checks", "--out", str(tmp_path / "out")]
+    assert session.main(command) == 2
+    assert "--commit HASH" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert session.main([*command, "--commit", "abc"]) == 0
 
 
 @pytest.mark.usefixtures("tools")
@@ -424,9 +453,22 @@ def test_ratios_are_to_rivals_of_the_same_case_and_shape() -> None:
     assert others == rows[2:]
 
 
-def test_only_a_wheel_of_this_checkout_is_installed(tmp_path: Path) -> None:
-    import zipfile
+OWN = f"cp{sys.version_info.major}{sys.version_info.minor}"
+MACHINE = platform.machine()
 
+
+@pytest.mark.parametrize(
+    ("older", "changed"),
+    [
+        (f"saefast-1-{OWN}-{OWN}-linux_{MACHINE}", {"d": "an older kernel"}),
+        (f"saefast-1-cp27-cp27-linux_{MACHINE}", {}),
+        (f"saefast-1-{OWN}-{OWN}-linux_sparc", {}),
+    ],
+    ids=["other-files", "other-python", "other-processor"],
+)
+def test_only_a_wheel_of_this_checkout_and_python_is_installed(
+    tmp_path: Path, older: str, changed: dict[str, str]
+) -> None:
     checkout, folder = tmp_path / "checkout", tmp_path / "wheels"
     for place in ("saefast/a.py", "saefast/b/c.py", "kernels/d.py"):
         (checkout / place).parent.mkdir(parents=True, exist_ok=True)
@@ -434,20 +476,38 @@ def test_only_a_wheel_of_this_checkout_is_installed(tmp_path: Path) -> None:
     folder.mkdir()
     assert install.wheel(folder, checkout) is None
 
-    def pack(name: str, **changed: str) -> Path:
-        with zipfile.ZipFile(folder / name, "w") as archive:
+    def pack(name: str, changed: dict[str, str]) -> Path:
+        with zipfile.ZipFile(folder / f"{name}.whl", "w") as archive:
             for place, kept in {
                 "saefast/a.py": "saefast/a.py",
                 "saefast/b/c.py": "saefast/b/c.py",
                 "saefast/kernels/d.py": "kernels/d.py",
             }.items():
-                archive.writestr(place, changed.get(kept.rsplit("/")[-1][0], kept))
-        return folder / name
+                archive.writestr(place, changed.get(Path(kept).stem, kept))
+        return folder / f"{name}.whl"
 
-    pack("saefast-1-old.whl", d="an older kernel")
+    pack(older, changed)
     assert install.wheel(folder, checkout) is None
-    right = pack("saefast-2-new.whl")
+    right = pack(f"saefast-2-{OWN}-{OWN}-manylinux_2_28_{MACHINE}", {})
     assert install.wheel(folder, checkout) == right
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+def test_an_installation_without_cuda_kernels_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(install, "wheel", lambda *folders: tmp_path / "any.whl")
+    monkeypatch.setattr(install, "_pip", lambda *what: True)
+    monkeypatch.setattr(install, "differences", lambda *places: [])
+    info = {"folder": str(tmp_path), "cuda": cuda}
+    monkeypatch.setattr(install, "_probe", lambda: info)
+    [row] = install.installed()
+    assert (row["how"], row["holds"], row["info"]) == ("wheel", cuda, info)
+    if not cuda:
+        assert row["reason"] == (
+            "wheel: no CUDA C++ kernels, so the selection runs in Triton; nvcc is not on PATH"
+        )
 
 
 def test_output_of_ncu_is_parsed() -> None:
