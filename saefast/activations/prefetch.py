@@ -113,9 +113,12 @@ class _Shelf(Generic[T]):
                 self._changed.notify_all()
                 return self._items.popleft()
             error, self._error = self._error, None
-        if error is not None:
+        if error is None:
+            raise StopIteration
+        try:
             raise error
-        raise StopIteration
+        finally:
+            del error  # else it and this frame, in its traceback, would refer to each other
 
     def close(self) -> None:
         with self._changed:

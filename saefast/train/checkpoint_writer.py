@@ -57,8 +57,12 @@ class CheckpointWriter:
         """Wait until the current checkpoint is written, and raise its error."""
         self._join()
         error, self._error = self._error, None
-        if error is not None:
+        if error is None:
+            return
+        try:
             raise error
+        finally:
+            del error  # else it and this frame, in its traceback, would refer to each other
 
     def __enter__(self) -> Self:
         return self

@@ -1,5 +1,6 @@
 """Loggers of a training run: JSON lines, TensorBoard, Weights & Biases."""
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,14 +124,21 @@ def loggers(
 ) -> list[Logger]:
     """Open the requested loggers, and the JSON lines if there is a folder."""
     found: list[Logger] = []
-    if "tensorboard" in log_to:
-        if out is None:
-            raise ValueError(
-                "log_to 'tensorboard' writes to the folder of the run; give out=FOLDER"
-            )
-        found.append(TensorBoard(out / "tensorboard", after))
-    if "wandb" in log_to:
-        found.append(Wandb(settings))
-    if out is not None:
-        found.append(JsonLines(out / "metrics.jsonl", after))
+    with contextlib.ExitStack() as opened:
+
+        def add(logger: Logger) -> None:
+            opened.callback(logger.close)
+            found.append(logger)
+
+        if "tensorboard" in log_to:
+            if out is None:
+                raise ValueError(
+                    "log_to 'tensorboard' writes to the folder of the run; give out=FOLDER"
+                )
+            add(TensorBoard(out / "tensorboard", after))
+        if "wandb" in log_to:
+            add(Wandb(settings))
+        if out is not None:
+            add(JsonLines(out / "metrics.jsonl", after))
+        opened.pop_all()
     return found

@@ -242,7 +242,8 @@ class _Interrupts:
     """Defers Ctrl-C and SIGTERM to the end of a step, since SAEs are inconsistent during one.
 
     A second Ctrl-C is not deferred; a second SIGTERM is, as schedulers and torchrun may both send
-    one. Outside of the main thread nothing is changed.
+    one. Outside of the main thread, and for handlers of a program that embeds Python, nothing is
+    changed.
     """
 
     _signals = (signal.SIGINT, signal.SIGTERM)
@@ -253,7 +254,9 @@ class _Interrupts:
     def __enter__(self) -> Self:
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {each: signal.signal(each, self._notice) for each in self._signals}
+            # A handler that was not installed by Python could not be restored.
+            known = [each for each in self._signals if signal.getsignal(each) is not None]
+            self._before = {each: signal.signal(each, self._notice) for each in known}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,10 +4,12 @@ import gc
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Iterator
 
 import pytest
 import torch
+from helpers.lifetimes import without_collection
 
 from saefast.activations import Prefetcher, TensorActivations
 
@@ -105,6 +107,26 @@ def test_an_error_is_raised_after_the_items_before_it(depth: int) -> None:
         with pytest.raises(StopIteration):
             next(items)
     assert gone()
+
+
+def test_an_error_keeps_no_frame() -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def fail() -> None:
+        weight = torch.zeros(1)
+        kept.append(weakref.ref(weight))
+
+        def fails() -> Iterator[int]:
+            raise KeyError("the culprit")
+            yield 1
+
+        with Prefetcher(fails()) as items:
+            next(items)
+
+    with without_collection():
+        with pytest.raises(KeyError):
+            fail()
+        assert kept[0]() is None
 
 
 def test_an_error_in_the_transform_is_raised() -> None:

@@ -2,11 +2,13 @@
 
 import errno
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.lifetimes import without_collection
 from helpers.simulated_streams import COPIES, MAIN, SimulatedDevice
 from helpers.tolerance import assert_same_bits
 from torch import Tensor
@@ -177,8 +179,17 @@ def test_an_error_is_raised_at_the_next_call(
             "wait": writer.wait,
             "exit": lambda: writer.__exit__(None, None, None),
         }[how]
-        with pytest.raises(OSError, match=REPORTED):
+        kept: list[weakref.ref[torch.Tensor]] = []
+
+        def fail() -> None:
+            weight = torch.zeros(1)
+            kept.append(weakref.ref(weight))
             occasion()
+
+        with without_collection():
+            with pytest.raises(OSError, match=REPORTED):
+                fail()
+            assert kept[0]() is None  # the error keeps no frame
     writer.wait()  # the error is raised once
 
 

@@ -57,6 +57,24 @@ def test_wandb_has_a_line_for_each_report(monkeypatch: pytest.MonkeyPatch) -> No
     run.finish.assert_called_once_with()
 
 
+def test_a_logger_is_closed_if_another_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensorboard, wandb = (
+        stands_in(monkeypatch, "torch.utils.tensorboard"),
+        stands_in(monkeypatch, "wandb"),
+    )
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(JsonLines, "__init__", full)
+    with pytest.raises(OSError, match="No space left"):
+        train_saes(ROWS, SMALL, out=tmp_path, progress=False, log_to=("tensorboard", "wandb"))
+    tensorboard.SummaryWriter.return_value.close.assert_called_once_with()
+    wandb.init.return_value.finish.assert_called_once_with()
+
+
 def test_an_active_run_of_wandb_is_used_and_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = stands_in(monkeypatch, "wandb")
     wandb.run = MagicMock()

@@ -150,6 +150,27 @@ def test_the_handler_of_ctrl_c_is_restored() -> None:
     assert_same_sae(found, expected)
 
 
+def test_a_handler_of_a_program_that_embeds_python_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = train(config(tokens=512))[0]
+    changed: list[signal.Signals] = []
+    install = signal.signal
+
+    def unknown(number: signal.Signals) -> Any:
+        return None if number == signal.SIGINT else signal.SIG_DFL
+
+    def noted(number: signal.Signals, handler: Any) -> Any:
+        changed.append(number)
+        before = install(number, handler)
+        return None if number == signal.SIGINT else before
+
+    monkeypatch.setattr(signal, "getsignal", unknown)
+    monkeypatch.setattr(signal, "signal", noted)
+    assert_same_sae(train(config(tokens=512))[0], expected)
+    assert changed == [signal.SIGTERM] * 2
+
+
 def test_a_run_can_be_resumed_before_its_first_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.checkout import CHECKOUT
+from helpers.lifetimes import threads_named, without_collection
 from helpers.simulated_streams import SimulatedDevice
 from helpers.training_runs import (
     ROWS,
@@ -77,6 +78,18 @@ def test_a_bad_row_raises_before_its_step(device: SimulatedDevice, monkeypatch) 
     with pytest.raises(ValueError, match=rf"step 90 failed: .*row {90 * 128 + 5};"):
         train(config(tokens=128 * 100), rows=IteratorActivations([long]))
     assert taken == list(range(90))
+
+
+def test_threads_that_read_end_with_a_failed_training(tmp_path, device, monkeypatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("the culprit")
+
+    store = store_of(tmp_path / "store", torch.float32)
+    monkeypatch.setattr(SeedTrainer, "train", fails)
+    with without_collection(), pytest.raises(RuntimeError, match="the culprit") as caught:
+        train(config(), rows=store)
+    assert threads_named("windows") == threads_named("prefetch") == []
+    del caught  # the error refers to the loop, which would otherwise be freed before
 
 
 def test_a_source_that_ends_early_raises(device: SimulatedDevice) -> None:

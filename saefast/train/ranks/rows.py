@@ -1,7 +1,7 @@
 """One reading of the activations for all ranks: one of them reads and sends all batches."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import torch
@@ -27,23 +27,30 @@ class Reading(NamedTuple):
 
 @contextlib.contextmanager
 def read_once(ranks: Ranks, batches: Iterator[Batch], ahead: int) -> Iterator[Reading]:
-    """Read a stream on one rank for all, until the context is left.
+    """Read a stream on one rank for all, and close it when the context is left.
 
     Args:
         ranks: ranks that train on the stream.
-        batches: the stream; only the reader iterates over it.
+        batches: the stream; only the reader iterates over it. A generator is closed, so that its
+            threads end.
         ahead: number of batches to read ahead of the training.
 
     Yields:
         The stream of this rank.
     """
-    if ranks.size == 1:
-        yield Reading(batches, ahead)
-    elif ranks.rank == READER:
-        with Prefetcher[Batch](batches, ahead) as read:
-            yield Reading(_sent(ranks, read), 0)
-    else:
-        yield Reading(_received(ranks), 0)
+    try:
+        if ranks.size == 1:
+            yield Reading(batches, ahead)
+        elif ranks.rank == READER:
+            with Prefetcher[Batch](batches, ahead) as read:
+                yield Reading(_sent(ranks, read), 0)
+        else:
+            yield Reading(_received(ranks), 0)
+    finally:
+        if isinstance(batches, Generator):
+            # A thread that waits for a row may still execute it.
+            with contextlib.suppress(ValueError):
+                batches.close()
 
 
 def batch_bytes(size: int, widths: tuple[int, ...], itemsize: int) -> int:

@@ -1,14 +1,12 @@
 """Runs of simulated ranks write the same files as one process."""
 
-import contextlib
-import gc
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers.lifetimes import threads_named, without_collection
 from helpers.training_runs import (
     ROWS,
     SEVERAL,
@@ -116,21 +114,6 @@ def test_an_error_of_the_activations_stops_all_ranks() -> None:
     assert "row 700" in messages[0]
 
 
-@contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-    """Prevent the collection of cycles, at whose time a forgotten thread would end."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def reading_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
 def test_the_thread_that_reads_ends_with_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
     loops = []
     real = TrainingLoop.finish
@@ -142,7 +125,7 @@ def test_the_thread_that_reads_ends_with_the_training(monkeypatch: pytest.Monkey
     monkeypatch.setattr(TrainingLoop, "finish", noted)
     train_with(2, config(tokens=1000))
     assert len(loops) == 2
-    assert reading_threads() == []
+    assert threads_named("prefetch") == []
 
 
 @pytest.mark.parametrize("method", ["_look_ahead", "_with_variance"])
@@ -158,7 +141,7 @@ def test_the_thread_that_reads_ends_with_a_failed_training(
     monkeypatch.setattr(TrainingLoop, method, fails)
     with without_collection(), pytest.raises(RuntimeError, match="the culprit") as caught:
         train_with(2, config(tokens=1000))
-    assert reading_threads() == []
+    assert threads_named("prefetch") == []
     del caught  # the error refers to the loop, which would otherwise be freed before
 
 
