@@ -3,7 +3,6 @@
 import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,18 +27,11 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
     """Yield the decodes of saefast and flexsae at the shape `argument`, or "decode"."""
     shape = gpu_shape(argument or "decode")
-    if not find_spec(MODULE.partition(".")[0]):
-        yield Item("flexsae", _missing, {"rival": "flexsae"})
-        return
     ceilings = ceilings_of(facts)
     yield ceilings_item(ceilings)
     contest = Contest(shape)
     for case, contestants in RIVAL_CASES.items():
         yield from raced(shape, contest.unit, case, contestants(contest), ceilings)
-
-
-def _missing() -> list[dict[str, Any]]:
-    raise ImportError(f"flexsae is not installed: {MODULE} cannot be imported")
 
 
 def _decodes(contest: Contest) -> Iterator[Contestant]:

@@ -19,14 +19,13 @@ from unittest import mock
 import torch
 
 import saefast
+from bench.gpu.needs import MODEL
 from bench.gpu.trainings import Reports
 from bench.gpu.worker import Item
 from bench.shapes import Shape
 from saefast.activations import StoreActivations
 from saefast.lm import LanguageModel, LMActivations, harvest, load_model
 
-MODEL = "SAEFAST_BENCH_MODEL"
-"""Environment variable with a folder of config.json and tokenizer, and possibly weights."""
 SHAPE = Shape(576, 32768, 32, 8192)
 LAYER = 15
 TOKENS = 1 << 20

@@ -26,20 +26,11 @@ RIVALS = ("SAELens", "sparsify")
 def items(argument: str, facts: dict[str, Any]) -> Iterator[Item]:
     """Yield the contests of the installed peers at the shape `argument`, or C2."""
     shape = gpu_shape(argument or "C2")
-    for name in RIVALS:
-        if name not in installed():
-            yield Item(name, partial(_raise, f"{name} is not installed"), {"rival": name})
-    if not installed():
-        return
     ceilings = ceilings_of(facts)
     yield ceilings_item(ceilings)
     contest = Contest(shape)
     for case, contestants in PEER_CASES.items():
         yield from raced(shape, contest.unit, case, contestants(contest), ceilings)
-
-
-def _raise(said: str) -> list[dict[str, Any]]:
-    raise ImportError(said)
 
 
 def installed() -> list[str]:

@@ -14,11 +14,13 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench import record
 from bench.gpu.lanes import Row, run_lanes
+from bench.gpu.needs import Need, missing, refusal
 from bench.gpu.parts import DEFAULT, KINDS, Part, part
 from bench.gpu.summary import failed, line_of, summary, with_ratios
 
@@ -48,13 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
     if options.commit == "unknown":
         print("bench.gpu: git knows no commit here; name it by --commit HASH", file=sys.stderr)
         return 2
+    lacking = {text: needs for text in options.parts if (needs := missing(text))}
+    if lacking and not options.leave_out:
+        print(f"bench.gpu: {refusal(lacking)}", file=sys.stderr)
+        return 2
     # On SIGTERM, end the workers and write the files.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as folder:
         session = Session(options, Path(folder))
         try:
-            for number, text in enumerate(options.parts):
-                session.run(text, options.parts[number + 1 :])
+            session.leave_out(lacking)
+            parts = [text for text in options.parts if text not in lacking]
+            for number, text in enumerate(parts):
+                session.run(text, parts[number + 1 :])
             session.result["complete"] = session.whole
         finally:
             session.write()
@@ -81,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="additional path for gpu.json")
     parser.add_argument("--commit", help="commit of a copy without .git, which must name it")
+    parser.add_argument(
+        "--leave-out", action="store_true", help="leave out parts whose packages are missing"
+    )
     return parser
 
 
@@ -102,6 +113,15 @@ class Session:
             "failures": [],
             "rows": [],
         }
+
+    def leave_out(self, lacking: Mapping[str, Sequence[Need]]) -> None:
+        """Record the parts that are left out, and what each lacks."""
+        for text, needs in lacking.items():
+            status = f"left out: lacks {', '.join(need.name for need in needs)}"
+            print(f"{text}: {status}", flush=True)
+            self.result["parts"].append(
+                {"part": text, "status": status, "seconds": 0.0, "failures": 0}
+            )
 
     def run(self, text: str, later: list[str]) -> None:
         """Run one part within the remaining budget, reserving the least time of later ones."""

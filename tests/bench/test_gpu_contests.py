@@ -165,15 +165,6 @@ def test_a_profile_covers_the_steps_between_two_reports(
     assert row == {"profile": "C1 train_saes", "kernel": "kernel", "calls": 1, "ms": 4.0}
 
 
-def test_a_missing_peer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_peers, "find_spec", lambda name: None)
-    rows = worked(gpu_peers.items("", {}))
-    assert [(row["rival"], row["raised"].split(" (")[0]) for row in rows] == [
-        ("SAELens", "ImportError: SAELens is not installed"),
-        ("sparsify", "ImportError: sparsify is not installed"),
-    ]
-
-
 def test_peers_run_alone_and_with_saefast_inside(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

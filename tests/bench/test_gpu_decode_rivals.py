@@ -4,13 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.worker_rows import worked
 from torch import Tensor
 
 from bench.cases import Shape
 from bench.gpu import decode_rivals
 from bench.gpu.contest import Contest
-from bench.gpu.parts import part
 from saefast import reference
 
 
@@ -57,13 +55,6 @@ def test_the_true_loss_matches_all_rows(contest: Contest) -> None:
     decoded = reference.sparse_decode(*contest.code, contest.weights.w_dec, contest.weights.b_dec)
     expected = float((decoded - contest.x).square().mean())
     assert decode_rivals._true_loss(contest) == pytest.approx(expected, rel=1e-5)
-
-
-def test_a_missing_flexsae_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decode_rivals, "find_spec", lambda name: None)
-    [row] = worked(decode_rivals.items("", {}))
-    assert row["raised"].startswith("ImportError: flexsae is not installed")
-    assert part("decodes:C1", {}).table == "rows"
 
 
 def test_gradients_are_computed_in_a_loss(
