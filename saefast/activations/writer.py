@@ -65,11 +65,15 @@ class StoreWriter:
         self._filled = 0
         self._open = True
         self._claim = Claim(self.path)
-        if (self.path / INDEX).exists():
-            self._index = self._resumed(d, dtype, metadata, resume)
-        else:
-            self._index = Index(d, dtype, metadata=metadata or {})
-            self._begin()
+        try:
+            if (self.path / INDEX).exists():
+                self._index = self._resumed(d, dtype, metadata, resume)
+            else:
+                self._index = Index(d, dtype, metadata=metadata or {})
+                self._begin()
+        except BaseException:  # the traceback of a kept error refers to this writer
+            self._end()
+            raise
 
     @property
     def rows(self) -> int:
@@ -109,10 +113,11 @@ class StoreWriter:
 
     def close(self) -> None:
         """Write the remaining rows as a last, shorter shard, and release the folder."""
-        if self._open and self._filled:
-            self._write_shard()
-        self._open = False
-        self._claim.release()
+        try:
+            if self._open and self._filled:
+                self._write_shard()
+        finally:
+            self._end()
 
     def __enter__(self) -> Self:
         return self
@@ -120,6 +125,11 @@ class StoreWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
+        else:
+            self._end()
+
+    def _end(self) -> None:
+        """Accept no more rows, and release the folder."""
         self._open = False
         self._claim.release()
 
@@ -193,7 +203,7 @@ class StoreWriter:
             index = replace(self._index, shards=(*self._index.shards, shard))
             self._write_index(index)
         except OSError as error:
-            self._open = False
+            self._end()
             raise OSError(
                 error.errno,
                 f"{error.strerror} (earlier shards: {number} with {self._index.rows} rows in all, "

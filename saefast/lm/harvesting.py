@@ -101,7 +101,11 @@ class _Store:
             metadata=planned.metadata,
             resume=resume,
         )
-        self._before = planned.existing()
+        try:
+            self._before = planned.existing()
+        except BaseException:  # such as a missing shard
+            self._writer.close()
+            raise
         self._planned, self.tokens = planned, tokens
 
     @property

@@ -1,5 +1,7 @@
-"""The writer of a store overwrites nothing and keeps no bad rows."""
+"""The writer of a store overwrites nothing, keeps no bad rows and always releases its folder."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,71 @@ def test_a_resumed_store_keeps_its_extras(tmp_path: Path) -> None:
         writer.append(numbered(0, 5), tokens=tokens)
     assert StoreActivations(folder).index.metadata == {"model": "gpt2"}
     assert StoreActivations(folder).rows == 10
+
+
+def test_a_refused_writer_releases_its_folder(tmp_path: Path) -> None:
+    """A kept error keeps the failed writer: its frames refer to it."""
+    folder = write(tmp_path / "store")
+    with pytest.raises(FileExistsError, match="continue with resume=True") as kept:
+        write(folder)
+    write(folder, resume=True)
+    assert kept.value.__traceback__ is not None
+    assert len(contents(folder)) == 50
+
+
+def test_an_interrupted_start_releases_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreWriter, "_write_index", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            write(tmp_path / "store")
+    write(tmp_path / "store")
+    assert kept.value.__traceback__ is not None
+    assert len(contents(tmp_path / "store")) == 25
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("left_by", "error"),
+    [
+        ("with", FULL),
+        ("with", KeyboardInterrupt()),
+        ("close", FULL),
+        ("close", MemoryError()),
+        ("append", FULL),
+    ],
+)
+def test_a_failed_shard_releases_the_folder(
+    left_by: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "store"
+    writer = StoreWriter(folder, D, dtype=torch.float32, rows_per_shard=10)
+    writer.append(numbered(0, 15))
+
+    def fails(*_: object) -> None:
+        raise error
+
+    def leave() -> None:
+        if left_by == "with":
+            with writer:
+                pass
+        elif left_by == "close":
+            writer.close()
+        else:
+            writer.append(numbered(15, 25))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("saefast.activations.writer.write_shard", fails)
+        with pytest.raises(type(error)):  # and the writer is kept
+            leave()
+    write(folder, resume=True)
+    with pytest.raises(ValueError, match="closed or has failed"):
+        writer.append(numbered(15, 16))
+    writer.close()
+    assert torch.equal(contents(folder), torch.cat([numbered(0, 10), numbered(0, 25)]))

@@ -238,6 +238,18 @@ class TestHarvest:
             harvest(model, 1, corpus=TEXTS, **{**again, "tokens": 80})
         assert StoreActivations(tmp_path / "store").rows == 100
 
+    def test_a_repaired_store_is_continued_while_its_error_is_kept(self, tmp_path: Path) -> None:
+        settings: dict[str, Any] = {"out": tmp_path / "store", "corpus": TEXTS, "context": 16}
+        settings |= {"progress": False, "rows_per_shard": 20}
+        (store,) = harvest(llama(), 1, tokens=60, **settings)
+        moved = (store / "activations-00001.safetensors").rename(tmp_path / "moved")
+        with pytest.raises(FileNotFoundError) as kept:
+            harvest(llama(), 1, tokens=100, resume=True, **settings)
+        moved.rename(store / "activations-00001.safetensors")
+        harvest(llama(), 1, tokens=100, resume=True, **settings)
+        assert kept.value.__traceback__ is not None
+        assert StoreActivations(store).rows == 100
+
     def test_contexts_fit_the_positions_that_a_model_has_learned(self, tmp_path: Path) -> None:
         model, settings = gpt2(), {"corpus": TEXTS * 4, "progress": False}
         (path,) = harvest(model, 1, out=tmp_path / "s", tokens=127, context=128, **settings)
