@@ -19,7 +19,6 @@ from helpers.hub_server import TOKEN, Hub, register_releases
 from helpers.swept_table import swept_table
 
 import saefast
-from saefast.activations import open_activations
 from saefast.cli import COMMANDS, call
 from saefast.lm import harvest
 from saefast.pipeline.settings_file import settings_from
@@ -57,7 +56,6 @@ def _prepare_trained(names: dict[str, Any], request: pytest.FixtureRequest) -> N
     config = saefast.TrainConfig(latents=64, k=4, seeds=(0, 1, 2), tokens=2000, batch_size=256)
     names["saes"] = saefast.train_saes("activations", config)
     names["groups"] = saefast.score_stability(names["saes"]).groups()
-    names["rows"] = next(open_activations("activations").batches(200, seed=0)).x.float()
 
 
 def _prepare_run(names: dict[str, Any], request: pytest.FixtureRequest) -> None:
@@ -82,7 +80,7 @@ SMALLER = {
         _prepare_model,
         {"smollm2": "tiny", 12: 1, 1_000_000: 500, 700_000: 2000, 4096: 64, 32: 4, 1024: 256},
     ),
-    GUIDES / "evaluate.md": Smaller(_prepare_trained, {4: 1, 12: 1}),
+    GUIDES / "evaluate.md": Smaller(_prepare_trained, {4: 1, 12: 1, 4096: 200}),
     GUIDES / "match.md": Smaller(_prepare_run, {4: 2}),
     GUIDES / "files.md": Smaller(_prepare_hub, {}),
 }
