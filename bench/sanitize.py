@@ -31,10 +31,11 @@ _WITHOUT_NATIVE = ("cuda_compile", "gpu_screens", "kernel_ranges", "list_length"
 
 # torch unlocks a mutex that it has not locked, when Python ends. Its loops wait for each other in
 # libgomp, which ThreadSanitizer does not see, so copies and locks of torch itself are left out.
-# Threads of Arrow, which is not instrumented either, call no code of this package.
+# Threads of Arrow, which is not instrumented either, call no code of this package; the names match
+# all of its libraries.
 _SUPPRESSED = (
     "mutex:capsule_dealloc\ncalled_from_lib:libtorch_cpu.so\ncalled_from_lib:libtorch_python.so\n"
-    "race:libarrow.so\nrace:libparquet.so\n"
+    "race:libarrow\nrace:libparquet\n"
 )
 
 
