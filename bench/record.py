@@ -67,7 +67,7 @@ def gpu() -> dict[str, Any]:
         "driver": driver(),
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "versions": versions("saefast", "torch", "triton", *_PEERS),
+        "versions": versions("saefast", "torch", "triton", "faiss-gpu", *_PEERS),
         "backends": {
             name: saefast.ops.backends.why_not_live(name) or "live" for name in ("triton", "cuda")
         },

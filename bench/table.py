@@ -18,6 +18,7 @@ from bench.tables import checksums as checksums_table
 from bench.tables import cpu_step as cpu_step_table
 from bench.tables import evaluations as evaluation_tables
 from bench.tables import gpu as gpu_table
+from bench.tables import gpu_runs
 from bench.tables import headline as headline_table
 from bench.tables import newcomer as newcomer_table
 from bench.tables import ranks as ranks_table
@@ -221,11 +222,8 @@ TABLES = {
     "quality": (quality, quality_caption),
     "matching": (matching, matching_caption),
     "inside": (inside, inside_caption),
-    "gpu": (gpu_table.table, gpu_table.caption),
+    **gpu_runs.tables(),
     "gpu_predictions": (gpu_table.predictions, gpu_table.predictions_caption),
-    "gpu_decodes": (gpu_table.decodes, gpu_table.decodes_caption),
-    "gpu_matchings": (gpu_table.matchings, gpu_table.matchings_caption),
-    "gpu_end_to_end": (gpu_table.end_to_end, gpu_table.end_to_end_caption),
     "ranks": (ranks_table.measured, ranks_table.measured_caption),
     "ranks_builds": (ranks_table.builds, ranks_table.builds_caption),
     "ranks_memory": (ranks_table.memory, ranks_table.memory_caption),

@@ -71,6 +71,7 @@ _DECODED = {
     "decode+loss+backward": "with squared error and gradients",
 }
 
+_PREDICTED_MODE = "{} graph, no clip, no AuxK"
 _Times = dict[tuple[str, Shape, str, str], dict[str, Any]]
 
 
@@ -91,10 +92,8 @@ PREDICTED = {
 def table(result: dict[str, Any] | None = None) -> str:
     """Return the table of contestants: milliseconds, share of the floor, ratio to saefast."""
     times = _times(result or load("gpu"))
-    stepped = {shape for case, shape, *_ in times if case == "step"}
-    shapes = [shape for shape in GPU_SHAPES.values() if shape in stepped]
-    shapes.sort(key=lambda shape: shape.gemm_flops)
-    lines = [["", "", *(shape.text for shape in shapes)], ["---", "---", *["---:"] * len(shapes)]]
+    shapes = _stepped(times)
+    lines = _heads(shapes)
     for case, contestants in _CASES.items():
         head = case
         for rival, mode, name in contestants:
@@ -102,26 +101,26 @@ def table(result: dict[str, Any] | None = None) -> str:
             if any(cells):
                 lines.append([head, name, *cells])
                 head = ""
-    return markdown(lines)
+    return table_of(lines)
 
 
 def caption(result: dict[str, Any] | None = None) -> str:
     """Return the caption: machine and commit of the numbers, and the definition of the floor."""
     result = result or load("gpu")
-    machine, ceilings = result["machine"], result["ceilings"]
-    versions = machine["versions"]
+    machine = result["machine"]
     contests = {(case, *keys) for case, all_keys in _CASES.items() for *keys, _ in all_keys}
+    times = _times(result)
+    shapes = _stepped(times)
     shown = [
         row
-        for (case, _, rival, mode), row in _times(result).items()
-        if (case, rival, mode) in contests
+        for (case, shape, rival, mode), row in times.items()
+        if (case, rival, mode) in contests and shape in shapes
     ]
-    names = [f"{name} {versions[name]}" for name in ("torch", "triton")]
-    peers = [
-        f"{name} {versions[name]}"
-        for name in ("sae-lens", "eai-sparsify")
-        if versions.get(name, "not installed") != "not installed"
-    ]
+    if not shown:
+        return ""
+    ceilings = result["ceilings"]
+    facts = versions_of(result, "torch", "triton", "sae-lens", "eai-sparsify")
+    facts += [f"top k selected in {by}" for by in _selection(machine.get("backends", {}))]
     return (
         "Milliseconds. Percentages are shares of a floor: the time that operations and bytes of "
         "the case take at the speed of this GPU's own large products and copies "
@@ -132,8 +131,29 @@ def caption(result: dict[str, Any] | None = None) -> str:
         "have none of these. The update is a part of the step: Adam alone is given the "
         "gradients that saefast sums up itself. (d, m, k, n) above each column. "
         f"{machine['device']}, driver {machine['driver']}, CUDA {machine['cuda']}, "
-        f"{', '.join(names + peers)}; {_commits({**result, 'rows': shown})}."
+        f"{', '.join(facts)}; {measured_at({**result, 'rows': shown})}."
     )
+
+
+def _stepped(times: _Times) -> list[Shape]:
+    """Return the shapes at which steps were timed, the smallest product first."""
+    stepped = {shape for case, shape, *_ in times if case == "step"}
+    shapes = [shape for shape in GPU_SHAPES.values() if shape in stepped]
+    return sorted(shapes, key=lambda shape: shape.gemm_flops)
+
+
+def versions_of(result: dict[str, Any], *packages: str) -> list[str]:
+    """Return the packages that were installed, each with its version."""
+    versions = result["machine"].get("versions", {})
+    found = {name: versions.get(name, "not installed") for name in packages}
+    return [f"{name} {version}" for name, version in found.items() if version != "not installed"]
+
+
+def _selection(backends: dict[str, str]) -> list[str]:
+    """Return the language of the kernels that select the top k, if the result records it."""
+    live = [name for name, state in backends.items() if state == "live"]
+    languages = {"cuda": "CUDA C++", "triton": "Triton"}
+    return [text for name, text in languages.items() if name in live][:1]
 
 
 def predictions(result: dict[str, Any] | None = None) -> str:
@@ -144,111 +164,86 @@ def predictions(result: dict[str, Any] | None = None) -> str:
     for name, predicted in PREDICTED.items():
         shape, cells = GPU_SHAPES[name], []
         for precision, ms in zip(Predicted._fields, predicted, strict=True):
-            mode = f"{precision} graph, no clip, no AuxK"
-            row = times.get(("step", shape, "saefast", mode))
-            cells += [_ms(row["ms"]) if row else "", _ms(ms)]
+            row = times.get(("step", shape, "saefast", _PREDICTED_MODE.format(precision)))
+            cells += [formatted(row["ms"]) if row else "", formatted(ms)]
         if cells[0] or cells[2]:
             lines.append([shape.text, *cells])
-    return markdown(lines)
+    return table_of(lines)
 
 
 def predictions_caption(result: dict[str, Any] | None = None) -> str:
     """Return the caption: units, machine and commit."""
     result = result or load("gpu")
-    return f"Milliseconds. {result['machine']['device']}, at commit {result['commit']}."
+    modes = [_PREDICTED_MODE.format(precision) for precision in Predicted._fields]
+    rows = [row for row in result["rows"] if row["case"] == "step" and row["mode"] in modes]
+    if not rows:
+        return ""
+    return f"Milliseconds. {result['machine']['device']}, {measured_at({**result, 'rows': rows})}."
 
 
 def decodes(result: dict[str, Any] | None = None) -> str:
     """Return the table of decodes beside flexsae's, of the run in which both were timed."""
-    result = result or load("gpu")
-    [commit] = {row.get("commit") for row in result["rows"] if row["rival"] == "flexsae"}
-    times = _times({"rows": [row for row in result["rows"] if row.get("commit") == commit]})
-    shapes = sorted({key[1] for key in times if key[2] == "flexsae"}, key=lambda shape: shape.d)
-    lines = [["", "", *(shape.text for shape in shapes)], ["---", "---", *["---:"] * len(shapes)]]
+    pairs = _beside_flexsae(result or load("gpu"))
+    shapes = sorted({shape for _, shape, _ in pairs}, key=lambda shape: shape.d)
+    lines = _heads(shapes)
     for case, name in _DECODED.items():
         head = name
         for mode in ("fp32", "bf16"):
             cells = []
             for shape in shapes:
-                ours, theirs = (
-                    times[case, shape, rival, mode]["ms"] for rival in ("saefast", "flexsae")
+                rows = pairs.get((case, shape, mode))
+                ours, theirs = (row["ms"] for row in rows) if rows else (0.0, 0.0)
+                cells.append(
+                    f"{formatted(ours)}, {formatted(theirs)}, {theirs / ours:.2f} x" if rows else ""
                 )
-                cells.append(f"{_ms(ours)}, {_ms(theirs)}, {theirs / ours:.2f} x")
-            lines.append([head, mode, *cells])
-            head = ""
-    return markdown(lines)
+            if any(cells):
+                lines.append([head, mode, *cells])
+                head = ""
+    return table_of(lines)
 
 
 def decodes_caption(result: dict[str, Any] | None = None) -> str:
     """Return the caption: contents of a cell, machine and commit."""
     result = result or load("gpu")
-    [commit] = {row["commit"] for row in result["rows"] if row["rival"] == "flexsae"}
+    pairs = _beside_flexsae(result).values()
+    commits = sorted({row.get("commit", result["commit"]) for pair in pairs for row in pair})
+    if not commits:
+        return ""
     return (
         "Milliseconds of saefast, of flexsae's kernel, and their quotient: above one, saefast is "
-        f"faster. {result['machine']['device']}, at commit {commit}."
+        f"faster. {result['machine']['device']}, at commit {', '.join(commits)}."
     )
 
 
-def matchings(result: dict[str, Any] | None = None) -> str:
-    """Return the table of matchings: a row for each contestant."""
-    result = result or load("gpu")
-    lines = [["", "features of each dictionary", "", "seconds", "TFLOP/s"]]
-    lines.append(["---", "---", "---", "---:", "---:"])
-    rows = [row for row in result["rows"] if row["case"] in ("match", "nearest") and "ms" in row]
-    rows.sort(key=lambda row: (row["case"], row["shape"]["m"], row["rival"] != "saefast"))
-    for row in rows:
-        size = f"{row['shape']['m']:,} x {row['shape']['d']:,}"
-        name = f"**{row['rival']}**" if row["rival"] == "saefast" else row["rival"]
-        sides = "both directions" if row["sides"] == 2 else "one direction"
-        what = f"{name}, {row['mode']}, {sides}"
-        lines.append([row["case"], size, what, _ms(row["ms"] / 1e3), f"{row['gemm_tflops']:.0f}"])
-    return markdown(lines)
+def _beside_flexsae(
+    result: dict[str, Any],
+) -> dict[tuple[str, Shape, str], tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the rows of saefast and flexsae that one run timed, by case, shape and mode."""
+    times = _times(result)
+    return {
+        (row["case"], Shape(**row["shape"]), row["mode"]): (row, theirs)
+        for row in result["rows"]
+        # A row has ratios to the rivals of its own run.
+        if f"flexsae {row['mode']}" in row.get("times_faster_than", {})
+        and (theirs := times.get((row["case"], Shape(**row["shape"]), "flexsae", row["mode"])))
+    }
 
 
-def matchings_caption(result: dict[str, Any] | None = None) -> str:
-    """Return the caption: how the rows were measured, machine and commits."""
-    result = result or load("gpu")
-    versions = result["machine"]["versions"]
-    rows = [row for row in result["rows"] if row["case"] in ("match", "nearest")]
-    return (
-        "Every contestant found all partners that were planted. Operations are those of the "
-        f"products alone. {result['machine']['device']}, faiss-gpu {versions['faiss-gpu']}; "
-        f"{_commits({**result, 'rows': rows})}."
-    )
+def _heads(shapes: list[Shape]) -> list[list[str]]:
+    return [["", "", *(shape.text for shape in shapes)], ["---", "---", *["---:"] * len(shapes)]]
 
 
-def end_to_end(result: dict[str, Any] | None = None) -> str:
-    """Return the table of runs from text to trained SAEs."""
-    result = result or load("gpu")
-    lines = [["", "ms for 8,192 tokens", "tokens a second"], ["---", "---:", "---:"]]
-    for row in result["rows"]:
-        if row["case"] == "end to end":
-            mode = row["mode"].partition(";")[0]
-            lines.append([mode, _ms(row["ms"]), f"{row['tokens_per_second']:,}"])
-    return markdown(lines)
+def table_of(lines: list[list[str]]) -> str:
+    """Return the table, or nothing if there are only its heads."""
+    return markdown(lines) if len(lines) > 2 else ""
 
 
-def end_to_end_caption(result: dict[str, Any] | None = None) -> str:
-    """Return the caption: model, sizes, machine and commit."""
-    result = result or load("gpu")
-    rows = [row for row in result["rows"] if row["case"] == "end to end"]
-    [model] = {row["mode"].partition("; ")[2] for row in rows}
-    shape, tokens = Shape(**rows[0]["shape"]), rows[0]["tokens"]
-    return (
-        f"{model}; {tokens:,} tokens, (d, m, k, n) = {shape.text}. Steps without those that "
-        f"compile and capture. {result['machine']['device']}; "
-        f"{_commits({**result, 'rows': rows})}."
-    )
-
-
-def _commits(result: dict[str, Any]) -> str:
+def measured_at(result: dict[str, Any]) -> str:
     """Return the commits of the rows, and whose rows are of another than the result's."""
     rivals: dict[str, set[str]] = {}
     for row in result["rows"]:
-        if (commit := row.get("commit", result["commit"])) != result["commit"]:
-            rivals.setdefault(commit, set()).add(row["rival"])
-    own = any("commit" not in row for row in result["rows"])
-    parts = [f"at commit {result['commit']}"] if own else []
+        rivals.setdefault(row.get("commit", result["commit"]), set()).add(row["rival"])
+    parts = [f"at commit {result['commit']}"] if rivals.pop(result["commit"], None) else []
     parts += [f"{', '.join(sorted(names))} at {commit}" for commit, names in rivals.items()]
     return "; ".join(parts)
 
@@ -271,8 +266,9 @@ def _cell(times: _Times, case: str, shape: Shape, rival: str, mode: str) -> str:
     )
     if first is not None and first is not row:
         details.append(f"{row['ms'] / first['ms']:.2f} x")
-    return ", ".join([_ms(row["ms"]), *details])
+    return ", ".join([formatted(row["ms"]), *details])
 
 
-def _ms(ms: float) -> str:
+def formatted(ms: float) -> str:
+    """Format milliseconds or seconds."""
     return f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"

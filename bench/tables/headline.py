@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bench.committed import load, markdown
+from bench.committed import load, markdown, short_name
 from bench.shapes import GPU_SHAPES, Shape
+from bench.tables.gpu import measured_at
+
+_Times = dict[tuple[str, str], dict[str, Any]]
 
 _ON_A_CPU = (Shape(576, 16384, 32, 2048), Shape(768, 131072, 64, 1024))
 _ON_A_GPU = (GPU_SHAPES["C2"], GPU_SHAPES["C1"])
@@ -19,29 +22,36 @@ _TRAINERS = {
 """By name: rival and mode of the rows of a CPU, and of those of a GPU if it was measured."""
 
 
-def table() -> str:
+def table(gpu: dict[str, Any] | None = None) -> str:
     """Return a row per trainer: milliseconds on each machine, and multiples of saefast's."""
-    columns = [(load("train_step"), shape, 0) for shape in _ON_A_CPU]
-    columns += [(load("gpu"), shape, 1) for shape in _ON_A_GPU]
-    heads = [f"{('CPU', 'H100')[machine]} {shape.text}" for _, shape, machine in columns]
-    lines = [["a training step", *heads], ["---"] + ["---:"] * len(heads)]
+    cpu, gpu = load("train_step"), gpu or load("gpu")
+    device = short_name(gpu["machine"]["device"])
+    columns = [(f"CPU {shape.text}", _timed(cpu, shape, 0), 0) for shape in _ON_A_CPU]
+    columns += [(f"{device} {shape.text}", _timed(gpu, shape, 1), 1) for shape in _ON_A_GPU]
+    columns = [column for column in columns if column[1]]
+    lines = [["a training step", *(head for head, *_ in columns)]]
+    lines.append(["---"] + ["---:"] * len(columns))
     for name, keys in _TRAINERS.items():
-        lines.append([name, *(_cell(*column, keys) for column in columns)])
+        lines.append([name, *(_cell(times, machine, keys) for _, times, machine in columns)])
     return markdown(lines)
 
 
-def _cell(
-    result: dict[str, Any],
-    shape: Shape,
-    machine: int,
-    keys: Sequence[tuple[str, str] | None],
-) -> str:
+def _timed(result: dict[str, Any], shape: Shape, machine: int) -> _Times:
+    """Return the rows of the trainers at a shape, none unless saefast was timed there."""
     case = ("train_step", "step")[machine]
+    shown = {keys[machine] for keys in _TRAINERS.values()}
     times = {
         (row["rival"], row["mode"]): row
         for row in result["rows"]
-        if row["case"] == case and row["shape"] == shape._asdict() and row.get("ms") is not None
+        if row["case"] == case
+        and row["shape"] == shape._asdict()
+        and row.get("ms") is not None
+        and (row["rival"], row["mode"]) in shown
     }
+    return times if _SAEFAST[machine] in times else {}
+
+
+def _cell(times: _Times, machine: int, keys: Sequence[tuple[str, str] | None]) -> str:
     mine, key = times[_SAEFAST[machine]], keys[machine]
     if key is None or key not in times:
         return ""
@@ -54,31 +64,24 @@ def _cell(
     return f"{printed}, {times[key][unit] / mine[unit]:.1f} x"
 
 
-def caption() -> str:
+def caption(gpu: dict[str, Any] | None = None) -> str:
     """Return where the numbers were taken."""
-    cpu, gpu = load("train_step"), load("gpu")
+    cpu, gpu = load("train_step"), gpu or load("gpu")
     versions = cpu["machine"]["versions"]
     peers = ", ".join(
         f"{name} {versions[name]}" for name in ("sae-lens", "eai-sparsify", "dictionary-learning")
     )
-    compared = {key[1] for key in _TRAINERS.values() if key[1] is not None}
-    others = " and ".join(
-        sorted(
-            {
-                row["commit"]
-                for row in gpu["rows"]
-                if row["case"] == "step"
-                and (row["rival"], row["mode"]) in compared
-                and "commit" in row
-                and row["shape"] in [shape._asdict() for shape in _ON_A_GPU]
-            }
-        )
+    device = short_name(gpu["machine"]["device"])
+    rows = [row for shape in _ON_A_GPU for row in _timed(gpu, shape, 1).values()]
+    on_gpu = (
+        f", on the {device} with clipping and AuxK, as a CUDA graph; there the others run in "
+        "bfloat16"
     )
+    measured = f" {device}: {measured_at({**gpu, 'rows': rows})}."
     return (
         "Median times and multiples of saefast's; above each column (d, m, k, n): width, latents, "
-        "active latents, rows. saefast selects the exact top k with its default settings, on the "
-        "H100 with clipping and AuxK, as a CUDA graph; there the others run in bfloat16. CPU: "
-        f"{cpu['machine']['cpu']}, {cpu['machine']['threads']} threads, torch "
-        f"{versions['torch']}, {peers}; commits {cpu['commit']} and {gpu['commit']}, "
-        f"the others on the H100 {others}."
+        "active latents, rows. saefast selects the exact top k with its default settings"
+        f"{on_gpu if rows else ''}. CPU: {cpu['machine']['cpu']}, {cpu['machine']['threads']} "
+        f"threads, torch {versions['torch']}, {peers}; at commit {cpu['commit']}."
+        f"{measured if rows else ''}"
     )
