@@ -2,8 +2,9 @@
 # Check, profile and time saefast on a rented GPU, within a budget of seconds.
 #
 #   bash bench/on_gpu.sh --commit $HASH --budget 300 install smoke checks profile
-#   bash bench/on_gpu.sh --commit $HASH --budget 420 install smoke checks memcheck tiles
-#   bash bench/on_gpu.sh --commit $HASH --budget 570 install smoke times:C2 times:C1 times:mid ncu peers
+#   bash bench/on_gpu.sh --commit $HASH --budget 420 install smoke checks memcheck tiles ncu
+#   bash bench/on_gpu.sh --commit $HASH --budget 570 install smoke times:C2 times:C1 times:mid
+#   bash bench/on_gpu.sh --commit $HASH --budget 300 install peers:C2 peers:C1 decodes end_to_end
 #
 # Results: gpu.json, summary.txt and log.tgz in $OUT (default build/gpu). All parts and options:
 # python -m bench.gpu --help. A wheel in .whl/ is installed, or else the checkout is built; kernels

@@ -3,6 +3,8 @@
 import json
 import os
 import platform
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 from helpers.checkout import CHECKOUT
 
+from bench.committed import gpus, load
 from bench.gpu import install, ncu, parts, session
 from bench.gpu import worker as gpu_worker
 from bench.gpu.lanes import Lane, Limits, run_lanes
@@ -513,3 +516,41 @@ def test_an_installation_without_cuda_kernels_is_a_failure(
 def test_output_of_ncu_is_parsed() -> None:
     assert ncu.parsed("==ERROR== nothing\n") == []
     assert ncu.parsed(NCU_REPORT)[0] == {"ns": 1234.5, "l2_hit_percent": 61.25}
+
+
+DOCUMENTED = [CHECKOUT / "bench" / "on_gpu.sh", CHECKOUT / "docs" / "developing" / "gpu.md"]
+EARLIER = {
+    "profile": 51.8,
+    "memcheck": 127.5,
+    "tiles": 21.3,
+    "ncu": 64.4,
+    "peers:C2": 39.2,
+    "peers:C1": 63.4,
+}
+"""Seconds of parts on an H100 by bench/results/gpu.json of 0e52c29 and e122586."""
+
+
+def commands(file: Path) -> list[str]:
+    return re.findall(r"^[# ]*bash bench/on_gpu\.sh (.+)$", file.read_text(), re.MULTILINE)
+
+
+def longest(part: str) -> float:
+    """Return the committed seconds of a part, the longest if there are several."""
+    ran = [row for name in gpus() for row in load(name)["parts"] if row["part"] == part]
+    return max((row["seconds"] for row in ran), default=None) or EARLIER[part]
+
+
+def test_script_and_documentation_have_the_same_commands() -> None:
+    script, page = map(commands, DOCUMENTED)
+    assert script == page
+    assert len(script) == 4
+
+
+@pytest.mark.parametrize("command", commands(DOCUMENTED[0]))
+def test_documented_parts_take_less_than_their_budget(command: str) -> None:
+    options = session._parser().parse_args(shlex.split(command))
+    assert options.commit == "$HASH"
+    assert options.parts[0] == "install"
+    for text in options.parts:
+        assert parts.part(text, {}).name == text
+    assert sum(map(longest, options.parts)) < 0.85 * options.budget
