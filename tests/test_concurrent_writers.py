@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,53 @@ def test_a_killed_process_releases_its_claim(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait()
     Claim(tmp_path).release()
+
+
+@contextmanager
+def forked(act: Callable[[], object]) -> Iterator[None]:
+    """Fork a child that acts and then lives until the end of the context, as a loader's worker."""
+    acted, acts = os.pipe()
+    ended, ends = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(ends)
+            act()
+            os.write(acts, b"acted")
+            os.read(ended, 1)
+        finally:
+            os._exit(0)
+    os.close(acts)
+    try:
+        assert os.read(acted, 5) == b"acted"
+        yield
+    finally:
+        for descriptor in (ends, ended, acted):
+            os.close(descriptor)
+        os.waitpid(child, 0)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.* may lead to deadlocks:DeprecationWarning")
+def test_a_living_child_does_not_keep_a_released_claim(tmp_path: Path) -> None:
+    with ExitStack() as children:
+        with Claim(tmp_path):
+            children.enter_context(forked(lambda: None))
+        Claim(tmp_path).release()
+        unreferenced = Claim(tmp_path)
+        children.enter_context(forked(lambda: None))
+        del unreferenced
+        Claim(tmp_path).release()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.* may lead to deadlocks:DeprecationWarning")
+@pytest.mark.parametrize("collected", [False, True])
+def test_a_child_does_not_release_the_claim_of_its_parent(tmp_path: Path, collected: bool) -> None:
+    held = [Claim(tmp_path)]
+    with forked(held.clear if collected else held[0].release):
+        with pytest.raises(BlockingIOError, match="another process"):
+            Claim(tmp_path)
+        held[0].release()
+        Claim(tmp_path).release()
 
 
 def test_without_support_for_locks_all_may_write(

@@ -18,9 +18,9 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 class Claim:
     """Lock on a folder, which is created if it does not exist.
 
-    The lock is held until it is released or garbage-collected, or the process ends. The folder
-    itself is locked, so no lock file is left behind. On file systems without locks there is no
-    protection.
+    The lock is held until it is released or garbage-collected, or the process ends. A forked
+    child cannot release it, and continues it only if this process is killed. The folder itself is
+    locked, so no lock file is left behind. On file systems without locks there is no protection.
 
     Args:
         folder: folder to lock.
@@ -40,7 +40,7 @@ class Claim:
         from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 
         descriptor = os.open(folder, os.O_RDONLY)
-        self.release = weakref.finalize(self, os.close, descriptor)
+        self.release = weakref.finalize(self, _release, descriptor, os.getpid())
         try:
             flock(descriptor, (LOCK_SH if shared else LOCK_EX) | LOCK_NB)
             if not os.path.samestat(os.fstat(descriptor), folder.stat()):
@@ -64,6 +64,22 @@ class Claim:
             with contextlib.suppress(OSError):  # remove the new folder if it stayed empty
                 self._new.rmdir()
         self.release()
+
+
+def _release(descriptor: int, owner: int) -> None:
+    """Unlock a folder, if this process is the owner of the lock, and close its descriptor.
+
+    A forked child shares the lock by a descriptor of its own: unlocking in the child would unlock
+    the folder of its parent, and closing in the parent would leave the lock to the child.
+    """
+    from fcntl import LOCK_UN, flock
+
+    try:
+        if os.getpid() == owner:
+            with contextlib.suppress(OSError):  # a file system without locks
+                flock(descriptor, LOCK_UN)
+    finally:
+        os.close(descriptor)
 
 
 def claim_when_free(folder: Path) -> Claim:
