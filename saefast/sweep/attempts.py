@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from saefast.sweep.harvest_tasks import HARVEST_PART, harvest_part_from
+from saefast.sweep.harvest_tasks import HARVEST_PART, forget_model, harvest_part_from
 from saefast.sweep.match_tasks import MATCH_TILE, match_tile_from
 from saefast.sweep.tasks import HARVEST, STAGES, TRAIN, task_from
 from saefast.sweep.workers import WorkerTask, reason_of
@@ -28,6 +28,8 @@ def attempt(record: dict[str, Any]) -> str | None:
         Reason of the failure, or None.
     """
     try:
+        if record["kind"] != HARVEST_PART:
+            forget_model()
         _READERS[record["kind"]](record).perform()
     except Exception as error:
         return reason_of(error)

@@ -77,6 +77,11 @@ def harvest_part_from(record: dict[str, Any]) -> HarvestPart:
     return HarvestPart(**(record | {"stores": tuple(record["stores"])}))
 
 
+def forget_model() -> None:
+    """Free the language model that this process keeps from one part to the next."""
+    _loaded.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _loaded(name: str, dtype: str, device: str) -> LanguageModel:
     return load_model(name, dtype=dtype, device=device, progress=False)
