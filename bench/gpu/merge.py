@@ -27,7 +27,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Merge the files into the committed one, which is new for a new device."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu.merge", description=__doc__)
     parser.add_argument("sessions", nargs="+", type=Path, metavar="SESSION.json")
-    sessions = [json.loads(file.read_text()) for file in parser.parse_args(arguments).sessions]
+    files = parser.parse_args(arguments).sessions
+    sessions = [json.loads(file.read_text()) for file in files]
+    if blind := [
+        file.name for file, one in zip(files, sessions, strict=True) if not one["machine"]
+    ]:
+        parser.error(f"no part of {', '.join(blind)} has seen a GPU")
     file = committed.RESULTS / f"{committed.gpu_name(sessions[0]['machine']['device'])}.json"
     if file.exists():
         sessions.insert(0, json.loads(file.read_text()))

@@ -128,6 +128,15 @@ def test_each_device_has_a_file_of_its_own(tmp_path: Path, monkeypatch: pytest.M
         merge.main([str(files[0]), str(files[1])])
 
 
+def test_a_session_that_saw_no_gpu_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(session("abc", machine={})))
+    with pytest.raises(SystemExit):
+        merge.main([str(tmp_path / "a.json")])
+    assert "no part of a.json has seen a GPU" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("device", "name"),
     [
