@@ -6,6 +6,7 @@ may be repeated, a node may die, and the driver may be killed and started again.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Generic, NamedTuple, Self
 
 from saefast.sweep.workers import Answer, AnyTask, reason_of
@@ -53,9 +54,13 @@ class RayWorkers(Generic[AnyTask]):
     def __init__(self, address: str, processes: int | None, tasks: int) -> None:
         self._ray = _imported()
         self._own = not self._ray.is_initialized()
-        if self._own:
-            _connect(self._ray, _with_port(address) if address.startswith(ADDRESS) else None)
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        try:
+            if self._own:
+                _connect(self._ray, _with_port(address) if address.startswith(ADDRESS) else None)
+            nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        except BaseException:  # else the next sweep would take the session for the caller's
+            self._leave()
+            raise
         self._share = share_of(nodes, processes, tasks)
         self._most = processes
         self._running: dict[Any, AnyTask] = {}
@@ -93,11 +98,18 @@ class RayWorkers(Generic[AnyTask]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for task in self._running:
-            self._ray.cancel(task)  # an interrupt, after which a training leaves a checkpoint
-        if self._running:
-            running = list(self._running)
-            self._ray.wait(running, num_returns=len(running), timeout=_PATIENT_SECONDS)
+        running = list(self._running)
+        with ExitStack() as ends:  # from the last to the first, also if one is interrupted or fails
+            ends.callback(self._leave)
+            if running:
+                ends.callback(
+                    self._ray.wait, running, num_returns=len(running), timeout=_PATIENT_SECONDS
+                )
+            for task in running:
+                ends.callback(self._ray.cancel, task)  # an interrupt: trainings leave checkpoints
+
+    def _leave(self) -> None:
+        """End the session of Ray, unless it was the caller's."""
         if self._own:
             self._ray.shutdown()
 

@@ -182,6 +182,47 @@ def test_an_interrupt_interrupts_the_tasks(fake: FakeRay) -> None:
     assert fake.begun[1] == {"shutdown": True}
 
 
+@pytest.mark.parametrize("call", ["cancel", "wait"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RayError("the node has died")])
+def test_a_failed_end_still_ends_the_cluster(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
+) -> None:
+    """Such as a second Ctrl-C while interrupted trainings leave checkpoints."""
+    regular, seen = getattr(fake, call), []
+
+    def fails(*given: Any, **options: Any) -> None:
+        regular(*given, **options)
+        seen.append(given)
+        raise error
+
+    def interrupted() -> None:
+        with RayWorkers("ray", None, 2) as hands:
+            hands.start(task())
+            hands.start(task(1))
+            monkeypatch.setattr(fake, call, fails)
+            raise KeyboardInterrupt
+
+    with pytest.raises(type(error)):
+        interrupted()
+    assert seen
+    assert sorted(fake.cancelled) == [1, 2]
+    assert fake.begun[1:] == [{"shutdown": True}]
+
+
+@pytest.mark.parametrize("was_open", [False, True])
+def test_a_failed_start_ends_its_own_cluster_only(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch, was_open: bool
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    fake.open = was_open
+    monkeypatch.setattr(fake, "nodes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        RayWorkers("ray", None, 1)
+    assert ({"shutdown": True} in fake.begun) is not was_open
+
+
 def test_tasks_know_the_memory_of_their_saes(tmp_path: Path) -> None:
     text = 'base = "base.toml"\n[grid]\n"train.latents" = [24, 32]\n'
     sweep, out = small_sweep(tmp_path, text), tmp_path / "out"
