@@ -1,5 +1,6 @@
 """Synthetic worlds have their stated distributions, and measures of truth recognise the truth."""
 
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -220,6 +221,22 @@ def test_batches_are_parts_of_one_stream_and_start_anywhere(size: int) -> None:
     assert later.where == batches[2].where
     pieces = [piece.x for piece in world.blocks(4 * size, seed=5)]
     assert_same_bits(torch.cat(pieces), expected)
+
+
+def test_blocks_that_are_read_in_part_leave_no_trace() -> None:
+    """A kept iterator holds no threads, and its end does not reset the caller's setting."""
+    before, threads = torch.get_num_threads(), set(threading.enumerate())
+    blocks = WORLDS["constant"]().blocks(20 * BLOCK)
+    try:
+        torch.set_num_threads(2)
+        next(blocks)
+        assert set(threading.enumerate()) == threads
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(3)
+        blocks.close()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_training_reads_the_world_and_resumes(tmp_path: Any) -> None:

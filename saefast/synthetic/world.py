@@ -149,12 +149,13 @@ class World:
         """
         check_stream(n, seed, 0)
         count, at_once = -(-n // BLOCK), 2 * torch.get_num_threads()
-        with side_by_side() as run:
-            for first in range(0, count, at_once):
-                numbers = range(first, min(first + at_once, count))
-                for number, drawn in enumerate(run(partial(self._block, seed), numbers), first):
-                    left = n - number * BLOCK
-                    yield drawn if left >= BLOCK else Drawn(*(part[:left] for part in drawn))
+        for first in range(0, count, at_once):
+            numbers = range(first, min(first + at_once, count))
+            with side_by_side() as run:  # left before a yield: the caller may never come back
+                group = list(run(partial(self._block, seed), numbers))
+            for number, drawn in zip(numbers, group, strict=True):
+                left = n - number * BLOCK
+                yield drawn if left >= BLOCK else Drawn(*(part[:left] for part in drawn))
 
     def batches(self, batch_size: int, *, seed: int, start: int = 0) -> Iterator[Batch]:
         """See `Activations.batches`; each seed has its own rows."""
