@@ -8,6 +8,7 @@ runtime of the sanitizer is loaded before it.
 import argparse
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,6 +142,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def passed_tests(output: str) -> int:
+    """Return the number of passed tests that the summary of pytest names."""
+    summary = re.search(r"(\d+) passed\b.* in [\d.]+s", output)
+    if summary is None:
+        raise ValueError(f"pytest printed no summary of passed tests:\n{output[-1000:]}")
+    return int(summary[1])
+
+
 class _Build:
     """A build of a copy of the sources, in which a line can be changed."""
 
@@ -216,8 +225,7 @@ class _Build:
         if ended.returncode:
             status = f"pytest ended with status {ended.returncode}"
             raise RuntimeError(f"{status}:\n{ended.stdout[-10_000:]}")
-        words = ended.stdout.split()
-        return int(words[words.index("passed") - 1] if "passed" in words else 0)
+        return passed_tests(ended.stdout)
 
     def _pytest(
         self, tests: Sequence[str], **environment: str

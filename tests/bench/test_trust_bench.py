@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench import record
+from bench.sanitize import passed_tests
 from bench.trust import replace_rows, summed
 
 
@@ -27,6 +28,20 @@ def test_tests_of_a_campaign_are_added_and_failed_campaigns_have_no_row() -> Non
     assert summed(tests, "abc") == [
         {"campaign": "a", "cases": 7, "outcomes": outcomes, "seconds": 3.0, "commit": "abc"}
     ]
+
+
+@pytest.mark.parametrize(
+    ("summary", "count"),
+    [
+        ("10 passed in 8.44s", 10),
+        ("521 passed, 3 deselected in 469.35s (0:07:49)", 521),
+        ("== 431 passed, 91 skipped, 3 deselected, 2 warnings in 198.14s (0:03:18) ==", 431),
+    ],
+)
+def test_passed_tests_are_counted(summary: str, count: int) -> None:
+    assert passed_tests(f"..a warning: 7 passed here\n....\n{summary}\n") == count
+    with pytest.raises(ValueError, match="no summary"):
+        passed_tests("....\nkilled\n")
 
 
 def test_rows_are_replaced_and_name_their_machine(
