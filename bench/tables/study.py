@@ -163,7 +163,7 @@ def demo_caption() -> str:
     stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in demo["stages"].items())
     machine = demo["machine"]
     return (
-        f"{minutes:.1f} minutes on {machine['cpu']}, {machine['threads']} threads: {stages}; at "
+        f"{minutes:.1f} minutes on {machine['cpu']}, {machine['cores']} cores: {stages}; at "
         f"commit {demo['commit']}."
     )
 
