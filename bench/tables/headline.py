@@ -79,10 +79,10 @@ def caption(gpu: dict[str, Any] | None = None) -> str:
     )
     measured = f" {device}: {measured_at({**gpu, 'rows': rows})}."
     return (
-        "Median times, and multiples of saefast's; on the CPU both are divided by a float32 product "
-        "of the same rounds first, so multiples differ from ratios of the printed times. Above each "
-        "column (d, m, k, n): width, latents, "
-        "active latents, rows. saefast selects the exact top k with its default settings"
+        "Median times, and multiples of saefast's; on the CPU both are divided by a float32 "
+        "product of the same rounds first, so multiples differ from ratios of the printed times. "
+        "Above each column (d, m, k, n): width, latents, active latents, rows. saefast selects the "
+        "exact top k with its default settings"
         f"{on_gpu if rows else ''}. CPU: {cpu['machine']['cpu']}, {cpu['machine']['threads']} "
         f"threads, torch {versions['torch']}, {peers}; at commit {cpu['commit']}."
         f"{measured if rows else ''}"
