@@ -7,6 +7,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from saefast.cli import evaluate, files, plan, runs, stages, sweep
@@ -38,7 +39,7 @@ _DESCRIPTION = """Train sparse autoencoders fast, and measure which of their fea
 
 Start with `saefast demo`; `saefast COMMAND --help` shows the options of a command. Every command
 prints the paths that it wrote. After Ctrl-C, the same command resumes from the files in its folder.
---debug shows the traceback of an error."""
+--debug shows the traceback of an error, --version the version of saefast."""
 
 
 INTERRUPTED = 130
@@ -57,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS.values():
         command.__doc__ = _flowing(command.__doc__ or "")
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
+        print(f"saefast {version('saefast')}")
+        return 0
     debug = "--debug" in given
     try:
         code = call(

@@ -344,6 +344,11 @@ def test_the_list_of_commands_has_a_sentence_for_each(capsys: pytest.CaptureFixt
     assert "For example" in capsys.readouterr().out
 
 
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"saefast {saefast.__version__}\n"
+
+
 def test_shells_complete_commands(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "saefast", "--tyro-print-completion", "bash"],
