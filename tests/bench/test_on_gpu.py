@@ -2,16 +2,12 @@
 
 import json
 import os
-import platform
-import re
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +15,7 @@ from typing import Any
 import pytest
 from helpers.checkout import CHECKOUT
 
-from bench.committed import gpus, load
-from bench.gpu import install, ncu, parts, session
+from bench.gpu import ncu, parts, session
 from bench.gpu import worker as gpu_worker
 from bench.gpu.lanes import Lane, Limits, run_lanes
 from bench.gpu.parts import Part
@@ -456,101 +451,6 @@ def test_ratios_are_to_rivals_of_the_same_case_and_shape() -> None:
     assert others == rows[2:]
 
 
-OWN = f"cp{sys.version_info.major}{sys.version_info.minor}"
-MACHINE = platform.machine()
-
-
-@pytest.mark.parametrize(
-    ("older", "changed"),
-    [
-        (f"saefast-1-{OWN}-{OWN}-linux_{MACHINE}", {"d": "an older kernel"}),
-        (f"saefast-1-cp27-cp27-linux_{MACHINE}", {}),
-        (f"saefast-1-{OWN}-{OWN}-linux_sparc", {}),
-    ],
-    ids=["other-files", "other-python", "other-processor"],
-)
-def test_only_a_wheel_of_this_checkout_and_python_is_installed(
-    tmp_path: Path, older: str, changed: dict[str, str]
-) -> None:
-    checkout, folder = tmp_path / "checkout", tmp_path / "wheels"
-    for place in ("saefast/a.py", "saefast/b/c.py", "kernels/d.py"):
-        (checkout / place).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / place).write_text(place)
-    folder.mkdir()
-    assert install.wheel(folder, checkout) is None
-
-    def pack(name: str, changed: dict[str, str]) -> Path:
-        with zipfile.ZipFile(folder / f"{name}.whl", "w") as archive:
-            for place, kept in {
-                "saefast/a.py": "saefast/a.py",
-                "saefast/b/c.py": "saefast/b/c.py",
-                "saefast/kernels/d.py": "kernels/d.py",
-            }.items():
-                archive.writestr(place, changed.get(Path(kept).stem, kept))
-        return folder / f"{name}.whl"
-
-    pack(older, changed)
-    assert install.wheel(folder, checkout) is None
-    right = pack(f"saefast-2-{OWN}-{OWN}-manylinux_2_28_{MACHINE}", {})
-    assert install.wheel(folder, checkout) == right
-
-
-@pytest.mark.parametrize("cuda", [True, False])
-def test_an_installation_without_cuda_kernels_is_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: bool
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(install, "wheel", lambda *folders: tmp_path / "any.whl")
-    monkeypatch.setattr(install, "_pip", lambda *what: True)
-    monkeypatch.setattr(install, "differences", lambda *places: [])
-    info = {"folder": str(tmp_path), "cuda": cuda}
-    monkeypatch.setattr(install, "_probe", lambda: info)
-    [row] = install.installed()
-    assert (row["how"], row["holds"], row["info"]) == ("wheel", cuda, info)
-    if not cuda:
-        assert row["reason"] == (
-            "wheel: no CUDA C++ kernels, so the selection runs in Triton; nvcc is not on PATH"
-        )
-
-
 def test_output_of_ncu_is_parsed() -> None:
     assert ncu.parsed("==ERROR== nothing\n") == []
     assert ncu.parsed(NCU_REPORT)[0] == {"ns": 1234.5, "l2_hit_percent": 61.25}
-
-
-DOCUMENTED = [CHECKOUT / "bench" / "on_gpu.sh", CHECKOUT / "docs" / "developing" / "gpu.md"]
-EARLIER = {
-    "profile": 51.8,
-    "memcheck": 127.5,
-    "tiles": 21.3,
-    "ncu": 64.4,
-    "peers:C2": 39.2,
-    "peers:C1": 63.4,
-}
-"""Seconds of parts on an H100 by bench/results/gpu.json of 0e52c29 and e122586."""
-
-
-def commands(file: Path) -> list[str]:
-    return re.findall(r"^[# ]*bash bench/on_gpu\.sh (.+)$", file.read_text(), re.MULTILINE)
-
-
-def longest(part: str) -> float:
-    """Return the committed seconds of a part, the longest if there are several."""
-    ran = [row for name in gpus() for row in load(name)["parts"] if row["part"] == part]
-    return max((row["seconds"] for row in ran), default=None) or EARLIER[part]
-
-
-def test_script_and_documentation_have_the_same_commands() -> None:
-    script, page = map(commands, DOCUMENTED)
-    assert script == page
-    assert len(script) == 4
-
-
-@pytest.mark.parametrize("command", commands(DOCUMENTED[0]))
-def test_documented_parts_take_less_than_their_budget(command: str) -> None:
-    options = session._parser().parse_args(shlex.split(command))
-    assert options.commit == "$HASH"
-    assert options.parts[0] == "install"
-    for text in options.parts:
-        assert parts.part(text, {}).name == text
-    assert sum(map(longest, options.parts)) < 0.85 * options.budget
