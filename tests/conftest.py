@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Idle threads sleep: by default those of OpenMP spin for a while, and take the processors from the
+# other tests and processes. It is read when torch is imported; subprocesses inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
