@@ -147,3 +147,15 @@ def test_a_single_row_has_the_best_of_many():
     )
     assert PairsOfRandom(0, 5, 3).mean() == 0
     assert PairsOfRandom(0, 5, 3).reaches([0.1, 0.5]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("n", "n2", "d"), PAIRED)
+def test_shares_of_pairs_are_continuous(n, n2, d):
+    """A bin holds up to 3 % of the pairs."""
+    null = PairsOfRandom(n, n2, d)
+    shares = np.linspace(0.01, 0.99, 197)
+    quantiles = [null.quantile(share) for share in shares]
+    assert 1 - null.reaches(quantiles) == pytest.approx(shares, abs=1e-9)
+    # The mean is the integral of the quantiles.
+    middle = np.mean([null.quantile(share) for share in (np.arange(2000) + 0.5) / 2000])
+    assert null.mean() == pytest.approx(middle, abs=1e-4)

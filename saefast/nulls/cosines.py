@@ -125,31 +125,33 @@ class PairsOfRandom:
     def __init__(self, n: int, n2: int, d: int, absolute: bool = False) -> None:
         few, many = sorted((n, n2))
         best = BestOfRandom(many, d, absolute)
-        self._similarity, self._share = np.zeros(1), np.ones(1)
+        self._edges, self._share = np.zeros(2), np.zeros(1)
         if few == 0:
             return
         low, high = (best.quantile(np.exp(-rate)) for rate in (_MOST_ABOVE, _LEAST_ABOVE))
-        edges = np.linspace(low, high, _BINS + 1)
-        expected = -many * np.diff(cosine_tail(edges, d, absolute))
+        self._edges = np.linspace(low, high, _BINS + 1)
+        expected = -many * np.diff(cosine_tail(self._edges, d, absolute))
         matched = expected * _matched_share(expected, min(few / many, _FULLEST))
-        self._similarity = (edges[1:] + edges[:-1]) / 2
         self._share = matched / matched.sum()
 
     def mean(self) -> float:
         """Compute the expected similarity of a pair, which is the null of PW-MCC."""
-        return float(self._share @ self._similarity)
+        return float(self._share @ ((self._edges[1:] + self._edges[:-1]) / 2))
 
     def quantile(self, share: float) -> float:
-        """Compute the quantile of the similarities at `share`, to the width of a bin."""
+        """Compute the quantile of the similarities at `share`; 0 without pairs."""
         checks.at_least("share", share, 0, below=1)
-        below = np.cumsum(self._share)
-        return float(self._similarity[np.searchsorted(below, share)])
+        return float(np.interp(1 - share, self._above(), self._edges[::-1]))
 
     def reaches(self, t: ArrayLike) -> Floats:
-        """Compute the share of pairs whose similarity is at least t."""
-        above = np.append(np.cumsum(self._share[::-1])[::-1], 0.0)
-        result: Floats = above[np.searchsorted(self._similarity, np.asarray(t, np.float64))]
+        """Compute the share of pairs whose similarity is at least t; 0 without pairs."""
+        result: Floats = np.interp(np.asarray(t, np.float64), self._edges, self._above()[::-1])
         return result
+
+    def _above(self) -> Floats:
+        """Return the share of pairs above each edge, ascending from the last edge."""
+        above: Floats = np.append(0.0, np.cumsum(self._share[::-1]))
+        return above
 
 
 def _matched_share(expected: Floats, ratio: float) -> Floats:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from saefast.nulls.cosines import BestOfRandom, PairsOfRandom
+from saefast.stability.chance import matched_by_chance
 
 _HIGH = 0.999
 
@@ -71,7 +72,7 @@ class Counting:
         views: Mapping[tuple[str, int], View],
     ) -> None:
         """Store the partners by side and dictionary: 0 for a, 1 for b."""
-        self.match, self.sign, self.views = match, sign, views
+        self.match, self.sign, self.views, self.width = match, sign, views, width
         self.sides = tuple(dict.fromkeys(side for side, _ in views))
         self.alive = alive
         self.sizes = [len(living) for living in alive]
@@ -85,7 +86,7 @@ class Counting:
         yield from self._means()
         if self.match == "nearest":
             for side in self.sides:
-                null = [self._by_chance_mutual(i) for i in (0, 1)]
+                null = [self._by_chance(i, "mutual", -1.0) for i in (0, 1)]
                 masks = [self.views[side, i].mutual for i in (0, 1)]
                 yield from self._shares("mutual", side, None, masks, null)
         together = [self._equal_partner(i) for i in (0, 1)] if len(self.sides) == 2 else []
@@ -93,7 +94,7 @@ class Counting:
             null = [self._paired(i) ** 2 * self._one_of(i) for i in (0, 1)]
             yield from self._shares("equal_partner", "both", None, together, null)
         for threshold in thresholds:
-            chance = [self._by_chance_reaching(i, threshold) for i in (0, 1)]
+            chance = [self._by_chance(i, self.match, threshold) for i in (0, 1)]
             reaching = {key: view.reaching(threshold) for key, view in self.views.items()}
             for side in self.sides:
                 masks = [reaching[side, i] for i in (0, 1)]
@@ -182,20 +183,10 @@ class Counting:
         """Return the probability that a random partner is a given feature of the other."""
         return 1 / max(self.counts[1 - i], 1)
 
-    def _by_chance_reaching(self, i: int, threshold: float) -> float:
-        if self.match == "nearest":
-            return float(self.best[1 - i].reaches(threshold))
-        return self._paired(i) * float(self.pairs.reaches(threshold))
-
-    def _by_chance_mutual(self, i: int) -> float:
-        """Return the probability that a feature is the nearest of its nearest feature.
-
-        In a matrix of independent similarities this is the probability that the largest entry of a
-        row is the largest of its column. Each of the own + other - 1 entries of row and column is
-        the largest with equal probability, and `other` of these are in the row.
-        """
+    def _by_chance(self, i: int, match: str, threshold: float) -> float:
+        """Return the share of random features with a match of at least this similarity."""
         own, other = self.counts[i], self.counts[1 - i]
-        return other / max(own + other - 1, 1) if own else 0.0
+        return matched_by_chance(match, threshold, own, other, self.width, self.sign == "absolute")
 
 
 def _over(total: float, count: int) -> float:

@@ -68,7 +68,8 @@ class Stability:
     thresholds: Tensor
     """[s] float64, minimum similarity of a match in each dictionary"""
     chance: Tensor
-    """[s] float64, probability that a random direction reaches the threshold in each dictionary"""
+    """[s] float64, probability that the rule finds a random direction in each dictionary; for
+    "mutual" and "one_to_one", one of as many as the other dictionaries have on average"""
     rule: StabilityRule
     """rule by which matches were counted"""
 

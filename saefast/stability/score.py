@@ -13,6 +13,7 @@ from saefast.match.all_pairs import match_all
 from saefast.match.features import SearchOptions
 from saefast.nulls.beta import beta_quantile
 from saefast.nulls.cosines import BestOfRandom
+from saefast.stability.chance import found_by_chance
 from saefast.stability.groups import check_cuts, is_stable, is_unstable
 from saefast.stability.inputs import (
     PairMatches,
@@ -190,13 +191,13 @@ def _scored(
     rule: StabilityRule,
 ) -> Stability:
     """Compute the scores from the matches by a rule."""
-    nulls = _nulls(alive, rule)
+    counts = [int(living.sum()) for living in alive]
     if isinstance(rule.threshold, str):
+        nulls = [BestOfRandom(count, rule.width, rule.absolute) for count in counts]
         thresholds = [null.quantile(_NULL_SHARE) for null in nulls]
     else:
-        thresholds = [rule.threshold] * len(nulls)
+        thresholds = [rule.threshold] * len(counts)
     least = torch.tensor(thresholds, dtype=torch.float64)
-    chance = [float(null.reaches(t)) for null, t in zip(nulls, thresholds, strict=True)]
     others = len(alive) - 1
     low, high = _jeffreys(others, rule.confidence)
     hit = [_reaching(there, least) for there in similarity]
@@ -216,7 +217,7 @@ def _scored(
         partner=tuple(partner),
         hit=tuple(hit),
         thresholds=least,
-        chance=torch.tensor(chance, dtype=torch.float64),
+        chance=torch.tensor(found_by_chance(rule, thresholds, counts), dtype=torch.float64),
         rule=rule,
     )
 
@@ -237,11 +238,6 @@ def _jeffreys(trials: int, confidence: float) -> tuple[Tensor, Tensor]:
     )
     low[0], high[-1] = 0, 1
     return low, high
-
-
-def _nulls(alive: Sequence[Tensor], rule: StabilityRule) -> list[BestOfRandom]:
-    """Return the null distribution of the best similarity in each dictionary."""
-    return [BestOfRandom(int(living.sum()), rule.width, rule.absolute) for living in alive]
 
 
 def _partners(

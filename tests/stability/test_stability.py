@@ -123,7 +123,8 @@ def test_random_dictionaries_are_at_the_null(match, m, d, threshold):
     result = score(rows, threshold=threshold, match=match)
     null = BestOfRandom(m, d)
     level = float(null.reaches(result.thresholds[0]))
-    assert torch.equal(result.chance, torch.full((8,), level, dtype=torch.float64))
+    if match == "nearest":
+        assert torch.equal(result.chance, torch.full((8,), level, dtype=torch.float64))
     if threshold == "null":
         assert level == pytest.approx(0.001, rel=1e-6)
     # 8 * 7 * m hits; those of one feature depend on each other, so its 7 count as one draw.
@@ -133,6 +134,32 @@ def test_random_dictionaries_are_at_the_null(match, m, d, threshold):
         assert float(torch.cat(result.soft).mean()) == pytest.approx(null.mean(), abs=0.005)
     else:
         assert result.mean() <= level + 4 * error
+
+
+@pytest.mark.parametrize("match", MATCHES)
+@pytest.mark.parametrize(
+    ("side", "same_partner"), [("decoder", False), ("both", False), ("both", True)]
+)
+def test_chance_is_the_score_of_random_dictionaries_by_the_same_rule(match, side, same_partner):
+    """Also for unequal sizes; a rule that asks for more has a lower chance."""
+    sizes = (60, 90, 120)
+    scores, found = [], []
+    for draw in range(12):
+        sides = [normal((2, m, 16), 12 * m + draw, torch.float32) for m in sizes]
+        rows = [Dictionary(*each) for each in sides]
+        result = score(rows, threshold=0.5, match=match, side=side, same_partner=same_partner)
+        (point,) = stability_curve(result, [0.5])
+        scores.append(point.score)
+        found.append(
+            [
+                torch.cat([result.hit[s][:, t] for s in range(3) if s != t]).double().mean()
+                for t in range(3)
+            ]
+        )
+    scores, found = torch.tensor(scores).double(), torch.tensor(found)
+    error, errors = (values.std(0) / len(values) ** 0.5 for values in (scores, found))
+    assert abs(point.chance - float(scores.mean())) <= 4 * float(error) + 0.01
+    assert bool(((result.chance - found.mean(0)).abs() <= 4 * errors + 0.02).all())
 
 
 @pytest.mark.parametrize("match", MATCHES)
