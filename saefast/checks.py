@@ -138,6 +138,39 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
+def cpu_or_cuda(name: str, value: torch.device | str) -> torch.device:
+    """Return the device with a name; raise a ValueError unless it names a CPU or a CUDA GPU."""
+    try:
+        where = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(_not_a_device(name, value)) from error
+    if where.type not in ("cpu", "cuda"):
+        raise ValueError(_not_a_device(name, value))
+    return where
+
+
+def device_here(name: str, value: torch.device | str) -> torch.device:
+    """Return the device with a name; raise a ValueError if torch does not have it."""
+    try:
+        where = torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(_not_a_device(name, value)) from error
+    if where.type != "cuda":
+        return where
+    if not torch.cuda.is_available():
+        raise ValueError(
+            f"{name} must be available, got {str(value)!r}, but this torch, {torch.__version__}, "
+            f"finds no CUDA GPU; use {name}='cpu'"
+        )
+    count = torch.cuda.device_count()
+    if where.index is not None and where.index >= count:
+        raise ValueError(
+            f"{name} must be available, got {str(value)!r}, but there are {count} CUDA GPUs, "
+            f"counted from 0; use {name}='cuda'"
+        )
+    return where
+
+
 def finite(name: str, value: Tensor, masking: float | None = None) -> None:
     """Raise a ValueError if `value` holds NaN or infinity other than `masking`.
 
@@ -207,6 +240,10 @@ def _dimensions(name: str, value: Tensor, shape: str) -> None:
         raise ValueError(
             f"{name} must have shape {shape}, got {tuple(value.shape)}; reshape it first"
         )
+
+
+def _not_a_device(name: str, value: object) -> str:
+    return f"{name} must be cpu, cuda or cuda:NUMBER, got {value!r}"
 
 
 def _dtype(value: Tensor) -> str:

@@ -63,7 +63,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no such device": (
         lambda: train(device="gpu"),
         ValueError,
-        "device must be cpu, cuda or cuda:<number>, got 'gpu'",
+        "device must be cpu, cuda or cuda:NUMBER, got 'gpu'",
     ),
     "an SAE alone": (
         lambda: saefast.score_stability(SAES[0]),  # type: ignore[arg-type]

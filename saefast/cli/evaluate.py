@@ -33,6 +33,7 @@ def evaluate(
     prices: tuple[float, float] | None = None,
     model: str | None = None,
     site: str | None = None,
+    device: str | None = None,
     out: Path = Path("saefast-evaluation"),
     tokens: int | None = None,
     draws: int | None = None,
@@ -68,12 +69,15 @@ def evaluate(
         model: Language model of SAEs without a run: smollm2, a folder, a GGUF file, or a name on
             the Hugging Face hub.
         site: Module whose activations these SAEs encode, such as resid.12.
+        device: Device of the language model: cpu, cuda or cuda:NUMBER. None: as in the run, and cpu
+            for SAEs without a run.
         out: Folder for the results of these SAEs.
         tokens: For worth, number of tokens on which the language model runs with features left out;
             0: none. None: as in the run, initially 4096.
         draws: For worth, number of random sets of features for each group. None: as in the run,
             initially 5.
     """
+    from saefast.checks import cpu_or_cuda
     from saefast.formats.sae_folders import holds_sae
 
     paths, names = _split_names(sources)
@@ -92,10 +96,12 @@ def evaluate(
         raise ValueError(
             f"dry_run counts the requests to a judge; name {' or '.join(_JUDGED)} only"
         )
+    if device is not None:
+        cpu_or_cuda("device", device)
     if prices is not None and not dry_run:
         raise ValueError("prices apply to dry_run only, which counts the tokens")
     if of_run:
-        _of_run(paths[0], names or [WORTH], given, within, (dry_run, prices), json_output)
+        _of_run(paths[0], names or [WORTH], given, within, device, (dry_run, prices), json_output)
         return
     if not (model and site):
         raise ValueError(
@@ -107,7 +113,8 @@ def evaluate(
             f"worth, tokens and draws apply to a run only; for SAEs, name one of "
             f"{', '.join(NAMES[1:])}"
         )
-    _of_saes(paths, names, (model, site, out), given, within, (dry_run, prices), json_output)
+    where = (model, site, device or "cpu", out)
+    _of_saes(paths, names, where, given, within, (dry_run, prices), json_output)
 
 
 def _split_names(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -143,11 +150,12 @@ def _of_run(
     names: list[str],
     given: dict[str, Any],
     within: dict[str, dict[str, Any]],
+    device: str | None,
     counted: tuple[bool, tuple[float, float] | None],
     json_output: bool,
 ) -> None:
     from saefast.evaluation.conditions import TRAINABLE
-    from saefast.pipeline import settings_of
+    from saefast.pipeline import HarvestSettings, settings_of
     from saefast.pipeline.evaluations import kept_evaluation
     from saefast.pipeline.job import Job
     from saefast.pipeline.subject import subject_of_run
@@ -156,13 +164,20 @@ def _of_run(
     from saefast.run_folder import EVALUATIONS
 
     kept = settings_of(run)
-    settings = dataclasses.replace(kept, evaluate=_changed(kept.evaluate, given, within))
+    data = kept.data
+    if device is not None:
+        if not isinstance(data, HarvestSettings):
+            raise ValueError(
+                f"device applies to language models only, but {run} records none; leave it out"
+            )
+        data = dataclasses.replace(data, device=device)
+    settings = dataclasses.replace(kept, data=data, evaluate=_changed(kept.evaluate, given, within))
     dry_run, prices = counted
     if dry_run:  # the run keeps its settings, and no baseline is trained
         run_stages(kept, run, "stability", json_output)
         baselines = tuple(n for n in settings.evaluate.baselines if n not in TRAINABLE)
         how = dataclasses.replace(settings.evaluate, baselines=baselines)
-        subject = subject_of_run(Job(run, kept, not json_output), how)
+        subject = subject_of_run(Job(run, settings, not json_output), how)
         _count(names, subject, how, prices, json_output)
         return
     lines: list[str] = []
@@ -188,7 +203,7 @@ def _of_run(
 def _of_saes(
     paths: list[Path],
     names: list[str],
-    where: tuple[str, str, Path],
+    where: tuple[str, str, str, Path],
     given: dict[str, Any],
     within: dict[str, dict[str, Any]],
     counted: tuple[bool, tuple[float, float] | None],
@@ -198,10 +213,15 @@ def _of_saes(
     from saefast.pipeline.evaluations import evaluated
     from saefast.pipeline.subject import subject_of_saes
 
-    model, site, out = where
+    model, site, device, out = where
     how = _changed(EvaluateSettings(), given, within)
     place = int(site) if site.isdigit() else site
-    subject = subject_of_saes(paths, model, place, out, beside=how.beside, progress=not json_output)
+    subject = subject_of_saes(
+        *(paths, model, place, out),
+        beside=how.beside,
+        device=device,
+        progress=not json_output,
+    )
     dry_run, prices = counted
     if dry_run:
         _count(names, subject, how, prices, json_output)

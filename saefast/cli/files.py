@@ -28,6 +28,7 @@ def harvest(
     processes: int = 1,
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16",
     model_dtype: Literal["fast", "bfloat16", "float16", "float32"] = "fast",
+    device: str = "cpu",
     json_output: Json = False,
 ) -> None:
     """Write the activations of a language model into a store for training.
@@ -55,10 +56,13 @@ def harvest(
         dtype: Data type of the activations on disk.
         model_dtype: Data type of the model's weights. fast: bfloat16 if the hardware multiplies it,
             else float32.
+        device: Device of the model: cpu, cuda or cuda:NUMBER. Several processes have one GPU each
+            in turn, of all GPUs that CUDA_VISIBLE_DEVICES permits. An existing store is resumed on
+            the kind of device that it was begun on.
     """
     import torch
 
-    from saefast.checks import whole
+    from saefast.checks import cpu_or_cuda, whole
     from saefast.lm import harvest as harvest_store
     from saefast.lm import load_model
     from saefast.pipeline import HarvestSettings
@@ -66,10 +70,16 @@ def harvest(
     from saefast.sweep import harvest_by_processes
 
     whole("processes", processes, 1)
+    if cpu_or_cuda("device", device).index and processes > 1:
+        raise ValueError(
+            f"device must be cpu or cuda for several processes, which have one GPU each, got "
+            f"{device!r}; choose GPUs by CUDA_VISIBLE_DEVICES"
+        )
     bars = not json_output
     corpus = corpus_of(
         HarvestSettings(
             text=str(text or ""),
+            device=device,
             dataset=dataset,
             dataset_config=dataset_config,
             split=split,
@@ -78,7 +88,7 @@ def harvest(
     )
     write = harvest_store if processes == 1 else partial(harvest_by_processes, processes=processes)
     (path,) = write(
-        load_model(model, dtype=model_dtype, progress=bars),
+        load_model(model, dtype=model_dtype, device=device, progress=bars),
         int(site) if site.isdigit() else site,
         out=out,
         tokens=tokens,

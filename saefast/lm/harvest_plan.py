@@ -25,6 +25,8 @@ TOKENS, POSITIONS = "tokens", "positions"
 _SHARD_BYTES = 256 << 20
 _SHARDS = 32  # a killed process loses at most one of them
 _FEWEST_ROWS = 8192
+_DEVICE, _CPU = "device", "cpu"
+"""Metadata that names the type of the model's device; stores without it are from a CPU"""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ def plan_harvest(
     if tokens is not None:
         checks.whole("tokens", tokens, 1)
     described = {**model.description, "text": source.description, **packing.description}
+    if model.device.type != _CPU:
+        described[_DEVICE] = model.device.type
     stores = tuple(
         PlannedStore(
             Path(out) if one else Path(out) / site.name,
@@ -155,6 +159,7 @@ def _widths(model: LanguageModel, sites: Sequence[Site]) -> list[int]:
 
 
 def _check_same(path: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    old, new = {_DEVICE: _CPU, **old}, {_DEVICE: _CPU, **new}
     differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     # The batch size affects bits at most, and may have to be smaller on another machine.
     differ = [name for name in differ if name != "batch_size"]

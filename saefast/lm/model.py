@@ -22,6 +22,8 @@ from saefast.progress import on_terminal
 SMOLLM2 = "smollm2"
 MODEL_DTYPES = ("fast", "bfloat16", "float16", "float32")
 
+_BFLOAT16_CAPABILITY = (8, 0)
+"""Least compute capability of a GPU whose hardware multiplies bfloat16"""
 _PROBES = 64  # values of each parameter that enter the hash of the weights
 
 
@@ -125,14 +127,15 @@ def load_model(
             files are kept in a cache, see `saefast.lm.weights_cache`.
         dtype: dtype of weights and computation, or its name; "fast" is bfloat16 if the hardware
             multiplies it, else float32. Losses have a finer resolution in float32.
-        device: device of the model.
+        device: device of the model: cpu, cuda, cuda:NUMBER, or another one that torch has.
         progress: show transformers' progress bars of downloads and weights; for a GGUF file a
             single bar while it is dequantised.
 
     Returns:
         Model and tokenizer.
     """
-    dtype = _dtype(dtype, torch.device(device))
+    device = checks.device_here("device", device)
+    dtype = _dtype(dtype, device)
     folder, gguf = _place(name)
     transformers = needed("transformers")
     if gguf is not None:
@@ -185,8 +188,13 @@ def _dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
     checks.one_of("dtype", dtype, MODEL_DTYPES)
     if dtype != "fast":
         return getattr(torch, dtype)  # type: ignore[no-any-return]
-    hardware = device.type != "cpu" or "avx512_bf16" in native.usable_levels()
-    return torch.bfloat16 if hardware else torch.float32
+    return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= _BFLOAT16_CAPABILITY
+    return device.type != "cpu" or "avx512_bf16" in native.usable_levels()
 
 
 def _place(name: str | Path) -> tuple[str, Path | None]:

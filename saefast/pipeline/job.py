@@ -139,11 +139,12 @@ class Job:
     @cached_property
     def language_model(self) -> Any:
         """Language model of the activations, in float32; None if the run names none."""
-        if not isinstance(self.settings.data, HarvestSettings):
+        data = self.settings.data
+        if not isinstance(data, HarvestSettings):
             return None
         from saefast.lm import load_model
 
-        return load_model(self.settings.data.model, progress=self.progress)
+        return load_model(data.model, device=data.device, progress=self.progress)
 
     def column(self, name: str) -> list[Tensor]:
         """Return a column of features.parquet, [m] for each SAE."""

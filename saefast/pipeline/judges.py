@@ -1,5 +1,7 @@
 """Construction of the judge that settings name."""
 
+import torch
+
 from saefast.evaluation.explaining.judges import (
     EmbeddingJudge,
     EndpointJudge,
@@ -13,6 +15,7 @@ from saefast.pipeline.evaluation_settings import EMBEDDING, LOCAL, RULES, JudgeS
 def judge_of(
     how: JudgeSettings,
     *,
+    device: torch.device,
     per_prompt: int = 5,
     prices: tuple[float, float] | None = None,
     progress: bool,
@@ -21,6 +24,7 @@ def judge_of(
 
     Args:
         how: settings with the name of the judge.
+        device: device of a judge that is a language model.
         per_prompt: number of texts in a prompt of an endpoint.
         prices: prices of an endpoint's tokens, see `EndpointJudge`.
         progress: show progress bars on stderr.
@@ -34,7 +38,7 @@ def judge_of(
     if name == EMBEDDING:
         return EmbeddingJudge()
     if name.startswith(LOCAL):
-        model = load_model(name.removeprefix(LOCAL), progress=progress)
+        model = load_model(name.removeprefix(LOCAL), device=device, progress=progress)
         return LocalJudge(model, progress=progress)
     url, _, model_name = name.partition("#")
     return EndpointJudge(

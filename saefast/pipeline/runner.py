@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from saefast import checks
 from saefast.activations import open_activations
 from saefast.activations.store import INDEX
 from saefast.disk.atomic import make_folder
@@ -14,9 +15,9 @@ from saefast.disk.resume import refuse_existing
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.following import begin_training, check_ranks, follow, leading
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import RunSettings, StoreSettings
+from saefast.pipeline.settings import HarvestSettings, RunSettings, StoreSettings
 from saefast.pipeline.settings_file import settings_from
-from saefast.pipeline.stage_list import BY_NAME, NAMES, STAGE_LIST, Stage, digest
+from saefast.pipeline.stage_list import BY_NAME, EVALUATIONS, NAMES, STAGE_LIST, Stage, digest
 from saefast.pipeline.stages.pool import can_pool
 from saefast.run_folder import (
     POOLED,
@@ -28,6 +29,9 @@ from saefast.run_records import StageRecord, read_record, write_record
 from saefast.train.checkpoint import RUN, RunFile
 from saefast.train.ranks import Ranks
 from saefast.train.ranks.processes import world
+
+_WITH_MODEL = {"harvest", "statistics", "evaluate", *EVALUATIONS}
+"""Names of the stages that load a language model"""
 
 
 class Outcome(NamedTuple):
@@ -84,6 +88,7 @@ def run_pipeline(
     wanted = {each for name in last for each in _needed(name)}
     for name in last:
         check_run(job, name)
+        check_device(job, name)
     ranks = world()
     check_ranks(ranks, job, wanted)
     if ranks.rank > 0:
@@ -185,6 +190,15 @@ def check_run(job: Job, until: str) -> None:
     if isinstance(job.settings.data, StoreSettings):
         for path in {job.train_rows, job.held_out_rows}:
             open_activations(str(path))
+
+
+def check_device(job: Job, until: str) -> None:
+    """Raise a ValueError if an unfinished stage up to one needs a device that is not here."""
+    data = job.settings.data
+    if not isinstance(data, HarvestSettings) or data.device_type == "cpu":
+        return
+    if any(not is_finished(job, name) for name in _needed(until) & _WITH_MODEL):
+        checks.device_here("device", data.device)
 
 
 def _needed(name: str) -> set[str]:

@@ -8,6 +8,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
+
 from saefast import checks
 from saefast.dictionary import SIDES
 from saefast.pipeline.evaluation_settings import (
@@ -32,6 +34,8 @@ class HarvestSettings:
     model_dtype: Literal["fast", "bfloat16", "float16", "float32"] = "fast"
     """dtype of the weights during the harvest; fast: bfloat16 where the hardware multiplies it,
     else float32. Losses are measured in float32"""
+    device: str = "cpu"
+    """device of the language model, in the harvest and in evaluations: cpu, cuda or cuda:NUMBER"""
     site: str = "resid.12"
     """module whose output is harvested: resid.3 (the residual stream after layer 3), mlp.3, attn.3,
     or the name of any module"""
@@ -54,11 +58,17 @@ class HarvestSettings:
     """length of a context in tokens"""
 
     def __post_init__(self) -> None:
+        checks.cpu_or_cuda("device", self.device)
         if self.dataset and self.text:
             raise ValueError(
                 f"text must be empty where a dataset is given, got text={self.text!r} and "
                 f"dataset={self.dataset!r}"
             )
+
+    @property
+    def device_type(self) -> str:
+        """Type of the device, cpu or cuda."""
+        return torch.device(self.device).type
 
 
 @dataclass(frozen=True)

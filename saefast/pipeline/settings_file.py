@@ -121,6 +121,23 @@ def from_dict(kind: Any, given: Any, name: str, default: Any = None) -> Any:
     return kind(**defaults)
 
 
+def source_table(settings: RunSettings) -> dict[str, Any]:
+    """Return the table of the source of rows, by its name, without the device.
+
+    Finished rows and what follows from them are kept when the device is another one.
+    """
+    tables = settings.to_dict()
+    return without_device({name: tables[name] for name in tables if name in SOURCES})
+
+
+def without_device(tables: dict[str, Any]) -> dict[str, Any]:
+    """Return tables of settings without the device of the language model."""
+    if "harvest" not in tables:
+        return tables
+    kept = {name: value for name, value in tables["harvest"].items() if name != "device"}
+    return {**tables, "harvest": kept}
+
+
 def _value(hint: Any, value: Any, name: str, default: Any = None) -> Any:
     """Return `value` in the type of an annotation: tables become dataclasses, lists tuples.
 

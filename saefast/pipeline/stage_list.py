@@ -9,7 +9,8 @@ from saefast.activations import open_activations
 from saefast.pipeline.beside import fingerprints
 from saefast.pipeline.evaluations import Measure
 from saefast.pipeline.job import Job
-from saefast.pipeline.settings import SOURCES, StoreSettings
+from saefast.pipeline.settings import StoreSettings
+from saefast.pipeline.settings_file import source_table
 from saefast.pipeline.stages import absorb, edit, explain, probe, steer
 from saefast.pipeline.stages.evaluate import evaluate
 from saefast.pipeline.stages.harvest import harvest
@@ -55,8 +56,7 @@ def digest(job: Job, stage: Stage) -> str:
 
 
 def _data(job: Job) -> Any:
-    settings = job.settings.to_dict()
-    source = {name: settings[name] for name in settings if name in SOURCES}
+    source = source_table(job.settings)
     if isinstance(job.settings.data, StoreSettings):
         paths = (job.train_rows, job.held_out_rows)
         source["fingerprints"] = [open_activations(str(path)).fingerprint for path in paths]

@@ -29,6 +29,7 @@ from saefast.match.result import Matches
 from saefast.pipeline.beside import conditions_beside
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import EvaluateSettings, HarvestSettings
+from saefast.pipeline.settings_file import source_table
 from saefast.run_folder import EVALUATIONS
 from saefast.sae import SAE, UP_TO_SIGN
 from saefast.stability.result import Stability
@@ -154,8 +155,8 @@ def _trained_baselines(job: Job, names: Sequence[str], parent: Path) -> tuple[Co
 
 def _folder_of_baselines(job: Job, baselines: Sequence[str], parent: Path) -> Path:
     """Return the folder for given baselines; folders of other settings are removed."""
-    settings = job.settings.to_dict()
-    decisive = [settings["train"], settings["harvest"], list(baselines)]
+    harvest = source_table(job.settings)["harvest"]
+    decisive = [job.settings.to_dict()["train"], harvest, list(baselines)]
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     folder = parent / digest[:16]
     for other in parent.glob("*"):
@@ -172,6 +173,7 @@ def subject_of_saes(
     *,
     beside: Sequence[str | Path] = (),
     tokens: int = HELD_OUT_TOKENS,
+    device: str = "cpu",
     progress: bool = True,
 ) -> Subject:
     """Build the subject of SAEs of any format; harvest held-out rows of the built-in corpus.
@@ -185,6 +187,7 @@ def subject_of_saes(
         out: folder of the results and of the harvested rows.
         beside: runs or folders of SAEs to evaluate in the same way.
         tokens: number of rows to harvest.
+        device: device of the model: cpu, cuda or cuda:NUMBER.
         progress: show progress bars on stderr.
 
     Returns:
@@ -192,8 +195,9 @@ def subject_of_saes(
     """
     from saefast.lm import builtin_corpus, harvest, load_model
 
+    checks.device_here("device", device)
     saes = [load_sae(path) for path in paths]
-    loaded = load_model(model, progress=progress)
+    loaded = load_model(model, device=device, progress=progress)
     (held_out,) = harvest(
         loaded,
         site,

@@ -11,11 +11,12 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from saefast.disk.atomic import explained, flush_folder, make_folder
 from saefast.pipeline.job import Job
 from saefast.pipeline.runner import begin_run, finish_stage, is_finished
-from saefast.pipeline.settings import HarvestSettings, PlantedSettings, RunSettings
+from saefast.pipeline.settings import Data, HarvestSettings, PlantedSettings, RunSettings
 from saefast.pipeline.stages.harvest import harvest_sites, plant
 from saefast.pipeline.stages.train import train_jobs
 from saefast.run_folder import HELD_OUT_ROWS, TRAIN_ROWS
@@ -24,9 +25,8 @@ from saefast.train.config import SHARED
 
 def store_key(settings: RunSettings) -> str:
     """Return a name that is equal for runs whose rows come from one pass of one model."""
-    content = dataclasses.asdict(settings.data)
-    if isinstance(settings.data, HarvestSettings):
-        del content["site"]
+    content = _content(settings.data)
+    content.pop("site", None)
     source = type(settings.data).__name__.removesuffix("Settings").lower()
     digest = hashlib.sha256(json.dumps([source, content], sort_keys=True).encode()).hexdigest()
     return f"{source}-{digest[:12]}"
@@ -37,7 +37,21 @@ def stream_key(settings: RunSettings) -> str:
     trainer = dataclasses.asdict(settings.trainer)
     del trainer["initial"]
     shared = [getattr(settings.train, name) for name in SHARED]
-    return json.dumps([dataclasses.asdict(settings.data), shared, trainer])
+    return json.dumps([_content(settings.data), shared, trainer])
+
+
+def _content(data: Data) -> dict[str, Any]:
+    """Return the settings on which rows depend to the last bit.
+
+    The device of a language model is named unless it is the CPU, so that stores of sweeps from
+    before there was a choice keep their names.
+    """
+    content = dataclasses.asdict(data)
+    if isinstance(data, HarvestSettings):
+        del content["device"]
+        if data.device_type != "cpu":
+            content["device"] = data.device_type
+    return content
 
 
 def harvest_together(

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from saefast.pipeline.presets import PRESETS
-from saefast.pipeline.settings import SOURCES, RunSettings, TrainedSettings
+from saefast.pipeline.settings import SOURCES, HarvestSettings, RunSettings, TrainedSettings
 from saefast.pipeline.settings_file import read_settings, settings_from
 from saefast.sweep.grid import (
     MOST_CELLS,
@@ -190,10 +192,21 @@ def _cell(at: Settings, content: dict[str, Any]) -> Cell:
     name = cell_name(at)
     try:
         settings = settings_from(content)
+        _check_device(settings)
         return Cell(name, at, settings)
     except (TypeError, ValueError) as error:
         words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in at.items())
         raise type(error)(f"the cell with {words} is not valid: {error}") from error
+
+
+def _check_device(settings: RunSettings) -> None:
+    """Raise a ValueError if a language model is on another GPU than the first of its worker."""
+    data = settings.data
+    if isinstance(data, HarvestSettings) and torch.device(data.device).index:
+        raise ValueError(
+            f"device must be cpu or cuda in a sweep, whose workers have one GPU each, got "
+            f"{data.device!r}"
+        )
 
 
 def cell_name(at: Settings) -> str:

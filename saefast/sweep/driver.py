@@ -80,7 +80,7 @@ def run_sweep(
     cells = cells_of(sweep, share)
     folder.check_new()
     schedule = Schedule(folder, cells, until)
-    schedule.check()
+    schedule.check(here=on == "local")
     with folder.claimed(share):
         _accept(replace(sweep, cells=tuple(cells)), folder, remake, tell)
         folder.write(sweep, until)

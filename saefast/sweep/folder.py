@@ -21,6 +21,7 @@ from saefast.disk.atomic import explained, make_folder, move, remove_file
 from saefast.disk.lock import Claim, claim_when_free
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline.job import Job
+from saefast.pipeline.settings_file import without_device
 from saefast.run_folder import SETTINGS
 from saefast.run_records import read_record, write_record
 from saefast.sweep.definition import Cell, Sweep, is_cell_name
@@ -298,6 +299,6 @@ class SweepFolder:
 
 
 def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without those of [trainer] that change no result."""
+    """Return settings without devices and those of [trainer] that change no result."""
     initial = (settings.get("trainer") or {}).get("initial", [])
-    return {**settings, "trainer": {"initial": list(initial)}}
+    return {**without_device(settings), "trainer": {"initial": list(initial)}}

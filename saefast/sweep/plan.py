@@ -114,7 +114,7 @@ def plan_sweep(
     folder = SweepFolder(Path(out))
     cells = cells_of(sweep, share)
     schedule = Schedule(folder, cells, until)
-    schedule.check()
+    schedule.check(here=True)
     tasks = schedule.first()
     left = [cell for cell in cells if any(cell.name in task.cells for task in tasks)]
     workers, threads, free = local_workers(processes, max(len(left), 1))

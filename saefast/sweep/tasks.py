@@ -17,7 +17,13 @@ import torch
 import saefast
 from saefast.activations import open_activations
 from saefast.pipeline.job import Job
-from saefast.pipeline.runner import check_run, is_finished, is_finished_until, run_pipeline
+from saefast.pipeline.runner import (
+    check_device,
+    check_run,
+    is_finished,
+    is_finished_until,
+    run_pipeline,
+)
 from saefast.pipeline.settings import RunSettings
 from saefast.pipeline.settings_file import settings_from
 from saefast.pipeline.together import harvest_together, store_key, stream_key, train_together
@@ -178,11 +184,18 @@ class Schedule:
         """
         self._groups, self._memory = groups, memory
 
-    def check(self) -> None:
-        """Raise an error if the settings of a cell do not permit a run."""
+    def check(self, here: bool) -> None:
+        """Raise an error if the settings of a cell do not permit a run.
+
+        Args:
+            here: whether this machine performs the tasks, so that it must have their devices.
+        """
         for cell in self._cells.values():
             try:
-                check_run(self._folder.job(cell), self._until)
+                job = self._folder.job(cell)
+                check_run(job, self._until)
+                if here:
+                    check_device(job, self._until)
             except ValueError as error:
                 raise ValueError(f"the cell {cell.name} cannot be run: {error}") from error
 

@@ -247,19 +247,9 @@ def _seen(run: RunFile | None, configs: Sequence[TrainConfig], source: Activatio
 
 def _device(device: torch.device | str | None) -> torch.device:
     """Return the device to train on; raise a ValueError if torch does not have it."""
-    has_gpu = torch.cuda.is_available()
     if device is None:
-        return torch.device("cuda" if has_gpu else "cpu")
-    try:
-        where = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device must be cpu, cuda or cuda:<number>, got {device!r}") from error
-    if where.type == "cuda" and not has_gpu:
-        raise ValueError(
-            f"device must be available, got {device!r}, but this torch, {torch.__version__}, finds "
-            f"no CUDA GPU; use device='cpu' or None"
-        )
-    return where
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return checks.device_here("device", device)
 
 
 def _starts(

@@ -38,7 +38,12 @@ def measure(
         subject.site,
         subject.saes,
         subject.held_out,
-        judge=judge_of(how.explain, prices=prices, progress=subject.progress),
+        judge=judge_of(
+            how.explain,
+            device=subject.model.device,
+            prices=prices,
+            progress=subject.progress,
+        ),
         features=of_budget(how.budget, how.explain.features, 60, 200),
         conditions=subject.sparse_conditions,
         groups=subject.groups,

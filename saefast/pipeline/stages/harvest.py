@@ -60,7 +60,7 @@ def harvest_sites(
     from saefast.lm import load_model
 
     write = write or harvest_store
-    model = load_model(data.model, dtype=data.model_dtype, progress=progress)
+    model = load_model(data.model, dtype=data.model_dtype, device=data.device, progress=progress)
     corpus = corpus_of(data)
     parts = (
         (corpus.train(), data.tokens, train),

@@ -70,7 +70,13 @@ def measure(
     settings = how.steer
     conditions = of_budget(how.budget, None, subject.beside, subject.sparse_conditions)
     sizes = _Sizes(how)
-    judge = judge_of(settings, per_prompt=PER_PROMPT, prices=prices, progress=subject.progress)
+    judge = judge_of(
+        settings,
+        device=subject.model.device,
+        per_prompt=PER_PROMPT,
+        prices=prices,
+        progress=subject.progress,
+    )
     if isinstance(judge, EndpointJudge):
         judge.keep_answers(subject.out / ANSWERS)
     if dry_run:

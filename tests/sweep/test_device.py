@@ -1,0 +1,107 @@
+"""The device of the language models of a sweep."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.small_sweep import InlineWorkers
+from helpers.tiny_lm import harvest_of, saved
+from helpers.tiny_run import as_toml
+
+from saefast import checks, lm
+from saefast.sweep import Sweep, SweepFolder, pool, read_sweep, run_sweep
+from saefast.sweep.tasks import Schedule
+
+pytestmark = pytest.mark.usefixtures("light")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("devices")
+    saved(made / "model")
+    (made / "texts").mkdir()
+    for number in range(40):
+        (made / "texts" / f"{number}.txt").write_text(f"Text number {number}. " * 9)
+    base = {
+        "harvest": harvest_of(made, tokens=400, held_out=50),
+        "train": {"latents": 40, "k": 3, "tokens": 800, "batch_size": 64, "seeds": [0]},
+        "trainer": {"device": "cpu"},
+    }
+    (made / "base.toml").write_text(as_toml(base))
+    return made
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: InlineWorkers())
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Load models on the CPU, and return the devices that were asked for, which are all here."""
+    asked: list[str] = []
+    load = lm.load_model
+
+    def recorded(name: str, *, device: str, **options: Any) -> lm.LanguageModel:
+        asked.append(device)
+        return load(name, **options)
+
+    monkeypatch.setattr(lm, "load_model", recorded)
+    monkeypatch.setattr(checks, "device_here", lambda _, value: torch.device(value))
+    monkeypatch.setattr(pool, "LocalWorkers", lambda *_: InlineWorkers())
+    return asked
+
+
+def on(folder: Path, *devices: str) -> Sweep:
+    text = 'base = "base.toml"\n[grid]\n"train.k" = [2, 3]\n'
+    text += f'"harvest.device" = {list(devices)}\n'
+    (folder / "sweep.toml").write_text(text)
+    return read_sweep(folder / "sweep.toml")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_missing_gpu_is_refused_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the cell .* cannot be run: device must be available"):
+        run_sweep(on(folder, "cuda"), tmp_path / "out", until="harvest")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_the_driver_of_a_cluster_needs_no_gpu(folder: Path, tmp_path: Path) -> None:
+    schedule = Schedule(SweepFolder(tmp_path), on(folder, "cuda").cells, "train")
+    schedule.check(here=False)
+    with pytest.raises(ValueError, match="device must be available"):
+        schedule.check(here=True)
+
+
+def test_another_gpu_than_the_first_of_a_worker_is_refused(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"cpu or cuda in a sweep, .* got 'cuda:1'"):
+        on(folder, "cuda:1")
+    assert len(on(folder, "cuda:0").cells) == 2
+
+
+def test_cells_of_one_device_share_a_harvest(
+    folder: Path, tmp_path: Path, loaded: list[str]
+) -> None:
+    run_sweep(on(folder, "cpu", "cuda"), tmp_path, until="train")
+    assert sorted(set(loaded)) == ["cpu", "cuda"]
+    assert len(loaded) == 2
+    assert len(list((tmp_path / "stores").glob("harvest-*"))) == 2
+
+
+def test_finished_cells_are_kept_on_another_device(
+    folder: Path, tmp_path: Path, loaded: list[str]
+) -> None:
+    (tmp_path / "sweep.toml").write_text(
+        f'base = "{folder / "base.toml"}"\n[settings]\n"harvest.device" = "cuda"\n'
+        '[grid]\n"train.k" = [2, 3]\n'
+    )
+    gpu = read_sweep(tmp_path / "sweep.toml")
+    run_sweep(gpu, tmp_path / "out", until="train")
+    text = (tmp_path / "sweep.toml").read_text()
+    (tmp_path / "sweep.toml").write_text(text.replace("cuda", "cpu"))
+    cpu = read_sweep(tmp_path / "sweep.toml")
+    assert run_sweep(cpu, tmp_path / "out", until="train").skipped == 2
+    assert loaded == ["cuda"]
