@@ -7,6 +7,10 @@ from zlib import crc32
 import numpy as np
 import torch
 
+_ROUNDING = 1e-9
+"""Tolerance of comparisons with draws, relative to the value where that exceeds 1: draws that equal
+the value but for rounding are as extreme"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NullTest:
@@ -58,7 +62,8 @@ def beside(
     mean = float(values.mean())
     if len(values) < 2:
         return NullTest(null=null, statistic=statistic, value=value, mean=mean, draws=len(values))
-    extreme = values <= value if small_is_extreme else values >= value
+    slack = _ROUNDING * max(abs(value), 1.0)
+    extreme = values <= value + slack if small_is_extreme else values >= value - slack
     p = (1 + int(extreme.sum())) / (1 + len(values))
     low, high = values.quantile(values.new_tensor(ends(band))).tolist()
     return NullTest(

@@ -201,3 +201,17 @@ def test_p_values_rank_a_number_among_draws():
     assert beside("n", "s", 0.5, [0.2], 0.5) == NullTest(
         null="n", statistic="s", value=0.5, mean=0.2, draws=1
     )
+
+
+def test_draws_that_differ_from_the_value_by_rounding_alone_are_as_extreme():
+    # Every two subspaces of the whole space are equal.
+    rows = [normal((40, 12), seed, torch.float64) for seed in range(2)]
+    whole = fit(rows, nulls=["random", "subset", "rotated"], rank=12, draws=19).pairs[0]
+    tests = [test for test in whole.tests if test.statistic != "shared_dimensions"]
+    assert len(tests) == 9
+    assert all(test.value == pytest.approx(1) and test.p == 1 for test in tests)
+    # All sets of as many orthogonal directions have equal ranks.
+    frames = [torch.linalg.qr(normal((48, 48), seed, torch.float64)).Q for seed in range(2)]
+    few = [{"few": torch.arange(48) < 16}] * 2
+    for spectrum in fit(frames, few, nulls=["subset"], draws=19).spectra:
+        assert {test.p for test in spectrum.tests} == {1.0}
