@@ -375,6 +375,17 @@ def test_a_kept_part_of_features_explains_its_part() -> None:
     assert kept["few"] == pytest.approx(float(1 - rest.square().sum() / total), abs=1e-4)
 
 
+@pytest.mark.parametrize("options", [{"normalise": "layer_norm"}, {"skip": True}])
+def test_all_features_explain_as_much_as_an_sae_that_normalises_or_skips(options) -> None:
+    world = orthogonal_world()
+    sae = saefast.SAE(16, 24, k=3, seed=0, **options)
+    if sae.skip:
+        with torch.no_grad():
+            sae.W_skip.copy_(torch.eye(16) / 2)
+    kept = keep_only(sae, world, {"all": torch.ones(24) > 0}, rows=5000)
+    assert kept["all"] == explain(sae, world, rows=5000).explained_variance
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [

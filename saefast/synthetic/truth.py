@@ -11,7 +11,6 @@ from saefast import checks
 from saefast.dictionary import Dictionary, Features, as_dictionary
 from saefast.match.features import match_features
 from saefast.ops.latent_sum import column_sum
-from saefast.ops.sparse_decode import sparse_decode
 from saefast.sae import SAE
 from saefast.synthetic.world import Drawn, World
 from saefast.types import SparseCode, brief
@@ -192,8 +191,8 @@ def keep_only(
         code = sae.encode(drawn.x)
         parts = {}
         for name, mask in masks.items():
-            kept = code.values * mask[code.indices]
-            parts[name] = sparse_decode(kept, code.indices, sae.W_dec, sae.b_dec)
+            kept = SparseCode(code.values * mask[code.indices], code.indices)
+            parts[name] = sae.decode(kept, drawn.x)
         spread.add(drawn.x, parts)
     return spread.explained
 
