@@ -1,6 +1,7 @@
 """One run of a training: SAEs, reports, checkpoints and results."""
 
 import contextlib
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,8 +70,8 @@ class TrainedRun:
         self.trainers = [trainer for trainer in trainers if trainer is not None]
         self._division = division
         self._all = [
-            (number, config, trainer)
-            for number, ((config, _, _), trainer) in enumerate(
+            (number, config, start, trainer)
+            for number, ((config, _, start), trainer) in enumerate(
                 zip(member.saes, trainers, strict=True), first
             )
         ]
@@ -112,7 +113,7 @@ class TrainedRun:
             {"label": trainer.label, **trainer.report(number, self._scales)}
             for trainer in self.trainers
         ]
-        reports = self._division.of_all(own, [number for number, _, _ in self._all])
+        reports = self._division.of_all(own, [number for number, *_ in self._all])
         labelled = [(str(report.pop("label")), report) for report in reports]
         for label, report in labelled:
             for logger in self._log:
@@ -182,8 +183,8 @@ class TrainedRun:
             self._check_moments(NO_RESULT)
         some = self.trainers[0].step.sae
         saes = []
-        for number, config, trainer in self._all:
-            sae = _empty(config, some) if trainer is None else self._result(trainer)
+        for number, config, start, trainer in self._all:
+            sae = _empty(config, some, start) if trainer is None else self._result(trainer)
             assert sae.firing_rate is not None
             self._division.copy_to_all(number, [*sae.state_dict().values(), sae.firing_rate])
             saes.append(sae)
@@ -201,15 +202,20 @@ class TrainedRun:
             check_moments(trainer.label, trainer.step.adam.moments, consequence)
 
 
-def _empty(config: TrainConfig, like: SAE) -> SAE:
-    """Return an SAE for the weights of another rank; `like` is one trained on the same rows."""
+def _empty(config: TrainConfig, like: SAE, start: SAE | None) -> SAE:
+    """Return an SAE for the weights of another rank, which began with `start` or from its seed.
+
+    `like` is an SAE trained on the same rows.
+    """
     sae = SAE(
         like.d,
         config.latents,
         variant=config.variant,
         k=config.k,
         d_out=like.d_out if like.transcodes else None,
+        centred=None if start is None else start.centred,
         by_norm=config.by_norm,
     )
+    sae.metadata = {} if start is None else copy.deepcopy(start.metadata)
     sae.firing_rate = torch.zeros(config.latents, dtype=torch.float32, device="cpu")
     return sae

@@ -97,6 +97,22 @@ def test_one_rank_reads_the_activations(seeds: tuple[int, ...]) -> None:
         assert_same_sae(mine, right)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_return_initial_saes_that_are_not_centred(size: int) -> None:
+    initial = [SAE(ROWS.shape[1], 96, k=4, seed=seed, centred=False) for seed in (0, 3)]
+    for sae in initial:
+        sae.b_dec.data.fill_(0.5)
+        sae.metadata = {"format": {"key": "value"}}
+    configuration = config(seeds=(0, 3), tokens=500)
+    alone = train(configuration, initial=initial)
+    for saes in Simulated(size).run(
+        lambda ranks: train(configuration, initial=initial, ranks=Bare(ranks))
+    ):
+        for sae, right in zip(saes, alone, strict=True):
+            assert torch.equal(sae(ROWS), right(ROWS))
+            assert sae.metadata == right.metadata == {"format": {"key": "value"}}
+
+
 def test_an_error_of_the_activations_stops_all_ranks() -> None:
     bad = ROWS.clone()
     bad[700, 3] = torch.nan
