@@ -22,6 +22,10 @@ _BLOCK = 1024
 """Directions drawn at once. Blocks of a multiple of 16 numbers are those of a single draw."""
 
 
+_VALUES = ("b_enc", "b_mag", "batch_threshold", "jump_threshold")
+"""Weights in the units of the latents' values."""
+
+
 class Sample(NamedTuple):
     """The first rows of the stream, unscaled."""
 
@@ -138,7 +142,7 @@ def folded(sae: SAE, scales: Scales) -> SAE:
     out = copy.deepcopy(sae)
     with torch.no_grad():
         for name, values in out.state_dict().items():
-            if name in ("b_enc", "b_mag", "batch_threshold", "jump_threshold"):
+            if name in _VALUES:
                 values.div_(scales.x)
         out.W_dec.mul_(scales.x / scales.target)
         out.b_dec.div_(scales.target)
@@ -164,6 +168,8 @@ def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales)
     # Norms are checked here, after the scales, which change the norms of a transcoder.
     sae = copy.deepcopy(initial).float().cpu()
     sae = folded(sae, Scales(1 / scales.x, 1 / scales.target))
+    if sae.transcodes and config.rules.unit_norm:
+        _make_mean_norm_one(sae)
     norms = sae.W_dec.detach().norm(dim=1)
     if config.rules.unit_norm and bool(((norms - 1).abs() > 1e-3).any()):
         raise ValueError(
@@ -173,6 +179,21 @@ def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales)
         )
     sae.k = config.k
     return sae
+
+
+def _make_mean_norm_one(sae: SAE) -> None:
+    """Multiply decoder rows by one factor and divide values by it: reconstructions stay the same.
+
+    The norms of a transcoder that was trained with norms of one are the ratio of the scales of its
+    rows, which differs from that of other rows.
+    """
+    with torch.no_grad():
+        mean = float(sae.W_dec.norm(dim=1).mean())
+        if mean > 0:
+            sae.W_dec.div_(mean)
+            for name, values in sae.state_dict().items():
+                if name == "W_enc" or name in _VALUES:
+                    values.mul_(mean)
 
 
 def _scale_of(rows: Tensor) -> float:

@@ -50,6 +50,24 @@ def test_a_transcoder_can_be_trained_further() -> None:
         train(still, rows=pairs, initial=SAE(16, 96, k=4, d_out=23))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_transcoder_can_be_trained_further_on_rows_of_another_scale(variant: str) -> None:
+    mix = torch.randn(16, 24, generator=torch.Generator().manual_seed(2))
+    pairs = TensorActivations(ROWS[:700], ROWS[:700] @ mix)
+    others = TensorActivations(ROWS[700:], 3 * ROWS[700:] @ mix)
+    given = train(config(variant=variant, k_start=None), rows=pairs)[0]
+    still = config(variant=variant, lr=0.0, auxk=None, k_start=None)
+    back = train(still, rows=others, initial=given)[0]
+    x = ROWS[700:]
+    if variant in ("batchtopk", "matryoshka"):  # estimated again from the batches
+        back.batch_threshold.copy_(given.batch_threshold * back.W_enc.norm() / given.W_enc.norm())
+    torch.testing.assert_close(back(x), given(x), rtol=1e-4, atol=1e-4)
+    uneven = SAE(16, 96, k=4, d_out=24, variant=variant)
+    uneven.W_dec.data[0] *= 2
+    with pytest.raises(ValueError, match="initial must have decoder rows of norm 1"):
+        train(still, rows=others, initial=uneven)
+
+
 def test_k_is_taken_from_the_config(tmp_path: Path) -> None:
     given = train(config(tokens=1000))[0]
     wider = train(config(k=6, k_start=None), initial=given, out=tmp_path)[0]
