@@ -30,6 +30,8 @@ class Dictionary:
     """[d] decoder bias"""
     firing_rate: Tensor | None = None
     """[m] share of tokens on which each feature fires"""
+    centred: bool = True
+    """whether the encoder's inputs are rows minus `b_dec`, as in `SAE`"""
 
     __repr__ = brief
 
@@ -74,6 +76,7 @@ def as_dictionary(source: Features, name: str = "dictionary") -> Dictionary:
             source.b_enc.detach(),
             source.b_dec.detach(),
             source.firing_rate,
+            source.centred,
         )
     elif isinstance(source, Tensor):
         source = Dictionary(source.detach())
@@ -138,15 +141,26 @@ def sae_from(
         An SAE with at least float32 parameters, on the CPU.
 
     Raises:
-        ValueError: `variant` is "gated", or `threshold` is given for a variant without one.
+        ValueError: `variant` is "gated", `threshold` is given for a variant without one, or
+            `dictionary` is a transcoder or an SAE that normalises rows or has a skip connection.
     """
+    check_plain(dictionary, "dictionary")
     source = as_dictionary(dictionary)
     if variant == "gated":
         raise ValueError(
             "variant must not be 'gated': a dictionary does not hold the magnitudes of a gated SAE"
         )
     d, dtype = source.W_dec.shape[1], _exact(source)
-    sae = SAE(d, source.m, variant=variant, k=k, seed=0, dtype=dtype, by_norm=by_norm)
+    sae = SAE(
+        d,
+        source.m,
+        variant=variant,
+        k=k,
+        seed=0,
+        centred=source.centred,
+        by_norm=by_norm,
+        dtype=dtype,
+    )
     parts: dict[str, Tensor | float | None] = {
         "W_dec": source.W_dec,
         "W_enc": source.W_dec if source.W_enc is None else source.W_enc,
@@ -171,6 +185,22 @@ def sae_from(
                     checks.shape(name, values, tuple(mine.shape))
                 mine.copy_(values)
     return sae
+
+
+def check_plain(source: Features, name: str) -> None:
+    """Raise a ValueError if a source is an SAE of which a `Dictionary` lacks a part."""
+    if not isinstance(source, SAE):
+        return
+    if source.transcodes:
+        raise ValueError(
+            f"{name} must not be a transcoder, whose encoder and decoder are in different spaces"
+        )
+    if source.skip or source.normalise != "none":
+        part = "has a skip connection" if source.skip else "normalises rows"
+        raise ValueError(
+            f"{name} must not be an SAE that {part}, which a Dictionary does not hold; give its "
+            f"W_dec to use its directions alone"
+        )
 
 
 def _way_from(source: Any) -> str:

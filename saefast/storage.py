@@ -231,6 +231,7 @@ def _dictionary(
         b_enc=_usable(parts.b_enc) if encoder else None,
         b_dec=_usable(parts.b_dec),
         firing_rate=parts.firing_rate,
+        centred=parts.centred,
     )
 
 

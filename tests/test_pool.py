@@ -1,6 +1,7 @@
 """Pooling: order and uniqueness by brute force, copies, and the verdict."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,7 @@ from helpers.tolerance import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saefast import (
-    SAE,
-    Dictionary,
-    sae_from,
-)
+from saefast import SAE, Dictionary, load_dictionaries, sae_from, save_sae
 from saefast.pool import features as pool
 from saefast.pool.features import pool_origin
 from saefast.pool.study import cut
@@ -145,6 +142,36 @@ def test_every_feature_keeps_its_pre_activation():
         torch.testing.assert_close(mine[:, row], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("centred", [(False, False), (True, False)])
+def test_features_of_uncentred_saes_keep_their_pre_activations(centred: tuple[bool, bool]):
+    """In many formats b_dec is not subtracted from the rows: Gemma Scope, Qwen Scope, SAELens."""
+    saes = [SAE(8, 20, k=3, seed=s, centred=its) for s, its in enumerate(centred)]
+    for sae in saes:
+        with torch.no_grad():
+            sae.b_dec.normal_(generator=generator(1))
+            sae.b_enc.normal_(generator=generator(2))
+    stability = scores(saes)
+    origin = pool_origin(saes, stability, progress=False)
+    found = pooled(saes, stability)
+    x = torch.randn(20, 8, generator=generator(5))
+    mine = sae_from(found, k=3)
+    values = mine.inputs(x) @ mine.W_enc.T + mine.b_enc
+    for row, (s, i) in enumerate(zip(origin.dictionary, origin.feature, strict=True)):
+        expected = saes[s].inputs(x) @ saes[s].W_enc[i] + saes[s].b_enc[i]
+        torch.testing.assert_close(values[:, row], expected, rtol=1e-5, atol=1e-5)
+    copy = sae_from(saes[1], k=3)
+    assert_same_bits(copy(x), saes[1](x))
+
+
+def test_a_file_states_whether_its_sae_is_centred(tmp_path: Path):
+    sae = SAE(8, 20, k=3, seed=0, centred=False)
+    with torch.no_grad():
+        sae.b_dec.fill_(1)
+    (found,) = load_dictionaries(save_sae(sae, tmp_path / "sae"), encoder=True)
+    x = torch.randn(20, 8, generator=generator(5))
+    assert_same_bits(sae_from(found, k=3)(x), sae(x))
+
+
 @pytest.mark.usefixtures("torch_threads")
 def test_same_bits_for_any_number_of_threads_and_block(monkeypatch: pytest.MonkeyPatch):
     dictionaries = random_dictionaries(4, 400, 16, 1)
@@ -194,6 +221,15 @@ def test_bad_input_raises():
     ):
         with pytest.raises(kind, match=words):
             pooled(sources, its, **options)
+    for options, words in (
+        ({"normalise": "norm"}, "must not be an SAE that normalises rows"),
+        ({"skip": True}, "must not be an SAE that has a skip connection"),
+    ):
+        partial = SAE(6, 20, k=2, **options)
+        with pytest.raises(ValueError, match=rf"dictionaries\[1\] {words}"):
+            pooled([dictionaries[0], partial], stability)
+        with pytest.raises(ValueError, match=f"dictionary {words}"):
+            sae_from(partial, k=2)
     with pytest.raises(ValueError, match="threshold must be None for variant 'topk'"):
         sae_from(dictionaries[0], k=2, threshold=1.0)
     with pytest.raises(ValueError, match=r"jump_threshold must have shape \(20,\)"):
@@ -211,3 +247,13 @@ def test_a_cut_sae_equals_the_sae_without_the_other_latents(variant: str):
     torch.testing.assert_close(small.encode(rows).to_dense(25), code, rtol=1e-5, atol=1e-6)
     assert torch.equal(small.b_dec, sae.b_dec)
     assert cut(sae, rate, 50).m == 40
+
+
+@pytest.mark.parametrize("options", [{"centred": False}, {"skip": True}, {"normalise": "norm"}])
+def test_a_cut_sae_has_the_inputs_and_outputs_of_the_sae(options: dict[str, Any]):
+    sae = SAE(8, 40, k=5, seed=0, **options)
+    with torch.no_grad():
+        for values in (sae.b_dec, *([sae.W_skip] if sae.skip else [])):
+            values.normal_(generator=generator(1))
+    rows = torch.randn(30, 8, generator=generator(3))
+    assert_same_bits(cut(sae, torch.ones(40), 40)(rows), sae(rows))

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from saefast import checks
-from saefast.dictionary import Dictionary, Features, as_dictionaries
+from saefast.dictionary import Dictionary, Features, as_dictionaries, check_plain
 from saefast.ops.threshold_encode import all_above, threshold_encode
 from saefast.progress import ProgressBar
-from saefast.sae import SAE
 from saefast.stability.result import Stability
 from saefast.unit_rows import normalised
 
@@ -61,11 +60,7 @@ def pool_features(
         in its own SAE. Parts that any dictionary lacks are None. `sae_from` converts it to an SAE.
     """
     for number, source in enumerate(dictionaries):
-        if isinstance(source, SAE) and source.transcodes:
-            raise ValueError(
-                f"dictionaries[{number}] must not be a transcoder, whose encoder and decoder are "
-                f"in different spaces"
-            )
+        check_plain(source, f"dictionaries[{number}]")
     each = as_dictionaries(dictionaries)
     origin = pool_origin(
         each,
@@ -83,6 +78,7 @@ def pool_features(
         b_enc=_gathered(_shifted_bias(each, b_dec), origin),
         b_dec=b_dec,
         firing_rate=_gathered(rates, origin),
+        centred=_centred(each),
     )
 
 
@@ -233,15 +229,25 @@ def _mean_bias(each: Sequence[Dictionary]) -> Tensor | None:
 
 
 def _shifted_bias(each: Sequence[Dictionary], b_dec: Tensor | None) -> list[Tensor] | None:
-    """Return `b_enc` of every dictionary, adjusted to rows minus another `b_dec`."""
+    """Return `b_enc` of every dictionary, adjusted to the inputs of the pool."""
     encoders, biases = _all(each, "W_enc"), _all(each, "b_enc")
-    if encoders is None or biases is None or b_dec is None:
+    if encoders is None or biases is None or b_dec is None or not _centred(each):
         return biases
     return [
-        (bias.double() + encoder.double() @ (b_dec.double() - its.b_dec.double())).to(bias.dtype)
+        (bias.double() + encoder.double() @ (b_dec.double() - _subtracted(its))).to(bias.dtype)
         for its, encoder, bias in zip(each, encoders, biases, strict=True)
-        if its.b_dec is not None
     ]
+
+
+def _centred(each: Sequence[Dictionary]) -> bool:
+    """Return whether the pool is centred: unless no dictionary is."""
+    return any(its.centred for its in each)
+
+
+def _subtracted(its: Dictionary) -> Tensor:
+    """Return the part of every row that is no input of the encoder, [d] or [] float64."""
+    subtracted = its.b_dec if its.centred else None
+    return torch.zeros(()).double() if subtracted is None else subtracted.double()
 
 
 def _rates(each: Sequence[Dictionary], given: Sequence[Tensor] | None) -> list[Tensor] | None:
