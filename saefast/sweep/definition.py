@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,9 @@ def sweep_from(content: Mapping[str, Any], folder: Path) -> Sweep:
     """
     check_names("the file", content, _TABLES)
     base = _base(content.get("base"), folder)
-    _assign(base, dotted("settings", content.get("settings", {})))
+    common = dotted("settings", content.get("settings", {}))
+    _assign(base, common)
+    tables = {name for name, value in common.items() if isinstance(value, dict)}
     sets = read_sets(content.get("sets", {}))
     axes = read_axes(content.get("grid"), sets)
     excluded = read_exclusions(content.get("exclude", []), axes, base)
@@ -107,7 +109,7 @@ def sweep_from(content: Mapping[str, Any], folder: Path) -> Sweep:
         at = dict(zip(axes, chosen, strict=True))
         settings = json.loads(json.dumps(base))
         given = _given(at, sets)
-        _assign(settings, given)
+        _assign(settings, given, tables)
         if not any(each.leaves_out(at | given, settings) for each in excluded):
             cells.append(_cell(at, settings))
     for each in excluded:
@@ -154,9 +156,12 @@ def _given(at: Settings, sets: Mapping[str, Mapping[str, Settings]]) -> Settings
     return given
 
 
-def _assign(settings: dict[str, Any], given: Settings) -> None:
-    """Assign values to nested settings; raise a ValueError for unknown names."""
-    created: set[str] = set()  # tables that were None, so their settings are unknown
+def _assign(settings: dict[str, Any], given: Settings, tables: Set[str] = frozenset()) -> None:
+    """Assign values to nested settings; raise a ValueError for unknown names.
+
+    `tables` are names of tables that lack settings with a default.
+    """
+    created = set(tables)  # with tables that were None, so their settings are unknown
     for name, value in given.items():
         *parents, last = name.split(".")
         place: Any = settings

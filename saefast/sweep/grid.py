@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,12 @@ def read_axes(grid: Any, sets: Mapping[str, Mapping[str, Settings]]) -> dict[str
         for key in dict.fromkeys(key for each in chosen for key in each):
             if given.setdefault(key, name) != name:
                 raise ValueError(f"{key} must be set by one axis only, got {given[key]} and {name}")
+    for table, part in _parts(given):
+        if given[table] != given[part]:
+            raise ValueError(
+                f"grid must not have both a table and a setting of it, got {table} of "
+                f"{given[table]} and {part} of {given[part]}; write the setting into the table"
+            )
     unused = [name for name in sets if name not in axes]
     if unused:
         raise ValueError(f"sets.{unused[0]} must be an axis of grid, but grid has no {unused[0]}")
@@ -223,7 +229,20 @@ def dotted(name: str, table: Any) -> Settings:
     for key in found:
         if "." not in key:
             raise ValueError(f"{name} must have dotted settings such as train.k, got {key!r}")
+    for whole, part in _parts(found):
+        raise ValueError(
+            f"{name} must not have both a table and a setting of it, got {whole} and {part}; write "
+            f"the setting into the table"
+        )
     return found
+
+
+def _parts(names: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yield each table and setting of it that are both among dotted names."""
+    for name in names:
+        for place, letter in enumerate(name):
+            if letter == "." and name[:place] in names:
+                yield name[:place], name
 
 
 def check_names(name: str, given: Mapping[str, Any], known: Sequence[str]) -> None:

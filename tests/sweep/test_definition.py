@@ -180,6 +180,16 @@ BAD = {
     "train.k must be set by one axis only, got train.k and size": (
         GRID + 'size = ["small"]\n[sets.size]\nsmall = {"train.k" = 2}'
     ),
+    "grid must not have both a table and a setting of it, got train.auxk of train": (
+        'base = "quick"\n[grid]\n"train.auxk.k" = [4, 8]\n"train.auxk" = [{capacity = 3}]'
+    ),
+    "grid must not have both .*, got train.rules of train.rules and train.rules.clip of size; write": (
+        'base = "quick"\n[grid]\n"train.rules" = [{eps = 1e-6}]\nsize = ["small"]\n'
+        '[sets.size]\nsmall = {"train.rules.clip" = 2.0}'
+    ),
+    "settings must not have both .*, got train.auxk and train.auxk.k; write": (
+        GRID + '[settings]\n"train.auxk.k" = 4\n"train.auxk" = {capacity = 3}'
+    ),
     r"exclude\[0\] must match at least one cell of the grid, got .*which matches none": (
         GRID + '[[exclude]]\n"train.k" = 3'
     ),
@@ -209,6 +219,15 @@ def test_settings_of_a_table_that_is_none_can_be_given(tmp_path: Path) -> None:
     text = 'base = "other.toml"\n[settings]\n"train.auxk.k" = 8\n"train.auxk.dead_after" = 100\n'
     (cell,) = read(tmp_path, text + '[grid]\n"train.k" = [2]').cells
     assert (cell.settings.train.auxk.k, cell.settings.train.auxk.dead_after) == (8, 100)
+
+
+def test_settings_of_a_given_table_can_be_given(tmp_path: Path) -> None:
+    text = '[settings.train.auxk]\ncapacity = 3\n[grid]\n"train.auxk.k" = [4, 8]'
+    cells = read(tmp_path, f'base = "quick"\n{text}').cells
+    found = [(cell.settings.train.auxk.capacity, cell.settings.train.auxk.k) for cell in cells]
+    assert found == [(3, 4), (3, 8)]
+    with pytest.raises(ValueError, match="train.auxk has no setting 'kk'; did you mean k?"):
+        read(tmp_path, f'base = "quick"\n{text}'.replace("auxk.k", "auxk.kk"))
 
 
 def test_an_exclusion_skips_cells_without_its_setting(tmp_path: Path) -> None:
