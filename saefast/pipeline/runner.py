@@ -19,6 +19,7 @@ from saefast.pipeline.settings import HarvestSettings, RunSettings, StoreSetting
 from saefast.pipeline.settings_file import settings_from
 from saefast.pipeline.stage_list import BY_NAME, EVALUATIONS, NAMES, STAGE_LIST, Stage, digest
 from saefast.pipeline.stages.pool import can_pool
+from saefast.pipeline.stages.train import check_training
 from saefast.run_folder import (
     POOLED,
     SETTINGS,
@@ -88,7 +89,7 @@ def run_pipeline(
     wanted = {each for name in last for each in _needed(name)}
     for name in last:
         check_run(job, name)
-        check_device(job, name)
+        check_here(job, name)
     ranks = world()
     check_ranks(ranks, job, wanted)
     if ranks.rank > 0:
@@ -192,12 +193,14 @@ def check_run(job: Job, until: str) -> None:
             open_activations(str(path))
 
 
-def check_device(job: Job, until: str) -> None:
-    """Raise a ValueError if an unfinished stage up to one needs a device that is not here."""
-    data = job.settings.data
+def check_here(job: Job, until: str) -> None:
+    """Raise if an unfinished stage up to one needs a device, package or SAE that is not here."""
+    data, wanted = job.settings.data, _needed(until)
+    if "train" in wanted and job.knows_rows and not is_finished(job, "train"):
+        check_training(job)
     if not isinstance(data, HarvestSettings) or data.device_type == "cpu":
         return
-    if any(not is_finished(job, name) for name in _needed(until) & _WITH_MODEL):
+    if any(not is_finished(job, name) for name in wanted & _WITH_MODEL):
         checks.device_here("device", data.device)
 
 

@@ -64,6 +64,7 @@ class HarvestSettings:
                 f"text must be empty where a dataset is given, got text={self.text!r} and "
                 f"dataset={self.dataset!r}"
             )
+        _check_rows(self, "tokens", "held_out")
 
     @property
     def device_type(self) -> str:
@@ -93,6 +94,9 @@ class PlantedSettings:
     """number of rows to evaluate on"""
     seed: int = 0
     """seed of features and rows"""
+
+    def __post_init__(self) -> None:
+        _check_rows(self, "rows", "held_out")
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class SubspaceSettings:
 
     def __post_init__(self) -> None:
         _check_optional(self, "rank", 1)
-        checks.whole("draws", self.draws, 0)
+        checks.whole("draws", self.draws, 1)
         checks.whole("seed", self.seed, 0)
 
 
@@ -272,6 +276,13 @@ class RunSettings:
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
     """settings of the worth of groups and of evaluations by name"""
 
+    def __post_init__(self) -> None:
+        given, wanted = len(self.trainer.initial), len(self.train.seeds)
+        if given not in (0, wanted):
+            raise ValueError(
+                f"initial must be one for each seed of the training, {wanted}, got {given}"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as tables of a file, from which `settings_from` restores them."""
         source = next(name for name, kind in SOURCES.items() if isinstance(self.data, kind))
@@ -285,6 +296,12 @@ class RunSettings:
         return json.loads(  # type: ignore[no-any-return]
             json.dumps({source: dataclasses.asdict(self.data), "train": train, **parts})
         )
+
+
+def _check_rows(settings: object, *names: str) -> None:
+    """Raise unless there are two rows at least, as a covariance needs."""
+    for name in names:
+        checks.whole(name, getattr(settings, name), 2)
 
 
 def _check_optional(settings: object, name: str, least: int) -> None:

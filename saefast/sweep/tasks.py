@@ -18,7 +18,7 @@ import saefast
 from saefast.activations import open_activations
 from saefast.pipeline.job import Job
 from saefast.pipeline.runner import (
-    check_device,
+    check_here,
     check_run,
     is_finished,
     is_finished_until,
@@ -188,14 +188,15 @@ class Schedule:
         """Raise an error if the settings of a cell do not permit a run.
 
         Args:
-            here: whether this machine performs the tasks, so that it must have their devices.
+            here: whether this machine performs the tasks, so that it must have their devices, packages
+                and initial SAEs.
         """
         for cell in self._cells.values():
             try:
                 job = self._folder.job(cell)
                 check_run(job, self._until)
                 if here:
-                    check_device(job, self._until)
+                    check_here(job, self._until)
             except ValueError as error:
                 raise ValueError(f"the cell {cell.name} cannot be run: {error}") from error
 

@@ -152,19 +152,12 @@ def folded(sae: SAE, scales: Scales) -> SAE:
 def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales) -> SAE:
     """Convert `initial`, which takes unscaled activations, to an SAE of scaled activations."""
     d_out = sample.x.shape[1] if sample.target is None else sample.target.shape[1]
-    for name, got, expected in (
+    check_fits(config, initial)
+    _check_equal(
         ("d", initial.d, sample.x.shape[1]),
         ("d_out", initial.d_out, d_out),
-        ("latents", initial.m, config.latents),
-        ("variant", initial.variant, config.variant),
-        ("by_norm", initial.by_norm, config.by_norm),
         ("transcodes", initial.transcodes, sample.target is not None),
-    ):
-        if got != expected:
-            raise ValueError(
-                f"initial must have {name}={expected!r}, as config and activations require, got "
-                f"{got!r}"
-            )
+    )
     # Norms are checked here, after the scales, which change the norms of a transcoder.
     sae = copy.deepcopy(initial).float().cpu()
     sae = folded(sae, Scales(1 / scales.x, 1 / scales.target))
@@ -179,6 +172,24 @@ def _taken_on(config: TrainConfig, initial: SAE, sample: Sample, scales: Scales)
         )
     sae.k = config.k
     return sae
+
+
+def check_fits(config: TrainConfig, initial: SAE) -> None:
+    """Raise a ValueError unless the settings of an initial SAE are those of a config."""
+    _check_equal(
+        ("latents", initial.m, config.latents),
+        ("variant", initial.variant, config.variant),
+        ("by_norm", initial.by_norm, config.by_norm),
+    )
+
+
+def _check_equal(*facts: tuple[str, object, object]) -> None:
+    for name, got, expected in facts:
+        if got != expected:
+            raise ValueError(
+                f"initial must have {name}={expected!r}, as config and activations require, got "
+                f"{got!r}"
+            )
 
 
 def _make_mean_norm_one(sae: SAE) -> None:

@@ -1,6 +1,7 @@
 """Loggers of a training run: JSON lines, TensorBoard, Weights & Biases."""
 
 import contextlib
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,17 @@ from typing import Any, Protocol
 from saefast.disk.atomic import append, explained, flush_file, write_whole
 
 LOGGERS = ("tensorboard", "wandb")
+
+
+def check_installed(log_to: Sequence[str]) -> None:
+    """Raise an ImportError unless the packages of these loggers are installed."""
+    for name in log_to:
+        if importlib.util.find_spec(name) is None:
+            raise _lacking(name)
+
+
+def _lacking(name: str) -> ImportError:
+    return ImportError(f"log_to {name!r} needs the package {name}; run: pip install {name}")
 
 
 class Logger(Protocol):
@@ -66,9 +78,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ImportError(
-                "log_to 'tensorboard' needs the package tensorboard; run: pip install tensorboard"
-            ) from error
+            raise _lacking("tensorboard") from error
         self._writer = SummaryWriter(str(folder), purge_step=after + 1)
 
     def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
@@ -93,9 +103,7 @@ class Wandb:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError(
-                "log_to 'wandb' needs the package wandb; run: pip install wandb"
-            ) from error
+            raise _lacking("wandb") from error
         self._theirs = wandb.run is not None
         self._run = wandb.run or wandb.init()
         self._run.config.update(dict(settings), allow_val_change=True)

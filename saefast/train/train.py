@@ -158,7 +158,7 @@ def train_runs(
     check_reports(log_to, log_every, checkpoint_minutes)
     together = world() if ranks is None else ranks
     try:
-        where = _device(device)
+        where = device_of(device)
         check_device(together, where)
         # Weights created in inference mode could not be trained, nor their changes be noticed.
         with torch.inference_mode(False):
@@ -245,7 +245,7 @@ def _seen(run: RunFile | None, configs: Sequence[TrainConfig], source: Activatio
     return facts if run is None else {**run.facts, **facts}
 
 
-def _device(device: torch.device | str | None) -> torch.device:
+def device_of(device: torch.device | str | None) -> torch.device:
     """Return the device to train on; raise a ValueError if torch does not have it."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,7 @@
 """A run and its settings: finished stages are skipped, changed ones run again."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import pytest
 import torch
 from helpers.tiny_run import SETTINGS
 
-from saefast import activation_covariance, fit_subspaces, load_sae
+from saefast import SAE, activation_covariance, fit_subspaces, load_sae, save_sae
 from saefast.cli import COMMANDS, main
 from saefast.disk.tables import read_json, read_table, write_json, write_table
 from saefast.pipeline import (
@@ -34,6 +35,7 @@ from saefast.pipeline.settings_file import settings_from
 from saefast.run_folder import FEATURES, STAGES
 from saefast.synthetic.low_rank import LowRankWorld
 from saefast.train.initial import Sample, Scales, begin
+from saefast.train.loggers import LOGGERS
 from saefast.train.seed_trainer import SeedTrainer
 
 
@@ -58,8 +60,10 @@ def go_on(run: Path, settings: RunSettings, until: str = "report") -> list[str]:
         ("stability", {"match": "best"}, "match must be one of nearest, mutual, one_to_one"),
         ("stability", {"side": "left"}, "side must be one of decoder, encoder, both"),
         ("subspace", {"rank": 0}, "rank must be at least 1, got 0"),
-        ("subspace", {"draws": -1}, "draws must be at least 0, got -1"),
+        ("subspace", {"draws": 0}, "draws must be at least 1, got 0"),
         ("subspace", {"seed": -1}, "seed must be at least 0, got -1"),
+        ("planted", {"held_out": 1}, "held_out must be at least 2, got 1"),
+        ("trainer", {"initial": ["sae"]}, "initial must be one for each seed .*, 4, got 1"),
         ("pool", {"width": 0}, "width must be at least 1, got 0"),
         ("pool", {"scratch_tokens": -4}, "scratch_tokens must be at least 1, got -4"),
         ("pool", {"margin": -0.5}, "margin must be at least 0, got -0.5"),
@@ -190,6 +194,39 @@ def test_missing_activations_leave_no_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere does not exist; give a store"):
         run_pipeline(settings, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_training_that_cannot_begin_leaves_no_run(tmp_path: Path) -> None:
+    """The rows would otherwise be harvested first."""
+    other = tmp_path / "other"
+    save_sae(SAE(24, 48, k=3, variant="relu"), other)
+    for trainer, kind, message in (
+        ({"device": "tpu:none"}, ValueError, "device must be cpu, cuda or cuda:"),
+        ({"initial": ["nowhere"] * 4}, FileNotFoundError, "nowhere does not exist"),
+        ({"initial": [str(other)] * 4}, ValueError, "initial must have variant='topk'"),
+    ):
+        settings = settings_from(SETTINGS | {"trainer": trainer})
+        with pytest.raises(kind, match=message):
+            run_pipeline(settings, tmp_path / "run", progress=False)
+        assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", LOGGERS)
+def test_a_missing_package_of_a_logger_leaves_no_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    settings = settings_from(SETTINGS | {"trainer": {"log_to": [name]}})
+    with pytest.raises(ImportError, match=f"log_to '{name}' needs the package {name}; run: pip"):
+        run_pipeline(settings, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_finished_training_needs_neither_its_device_nor_its_packages(run: Path) -> None:
+    settings = json.loads((run / "settings.json").read_text())
+    trainer = settings["trainer"] | {"device": "tpu:none", "log_to": ["wandb"]}
+    settings |= {"trainer": trainer, "subspace": {"draws": 2}}
+    assert go_on(run, settings_from(settings), until="subspace") == ["subspace"]
 
 
 def test_the_table_of_features_has_results_of_each_stage(run: Path) -> None:

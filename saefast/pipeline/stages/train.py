@@ -3,13 +3,25 @@
 from collections.abc import Sequence
 
 from saefast.pipeline.job import Job
-from saefast.train.train import Training, train_runs
+from saefast.storage import load_sae
+from saefast.train.initial import check_fits
+from saefast.train.loggers import check_installed
+from saefast.train.train import Training, device_of, train_runs
 
 
 def train(job: Job) -> None:
     """Train the SAEs, unless the run began with trained ones."""
     if job.knows_rows:
         train_jobs([job], job.progress)
+
+
+def check_training(job: Job) -> None:
+    """Raise an error if device, loggers or initial SAEs of a run do not permit its training."""
+    how = job.settings.trainer
+    device_of(how.device)
+    check_installed(how.log_to)
+    for path in how.initial:
+        check_fits(job.settings.train, load_sae(path))
 
 
 def train_jobs(jobs: Sequence[Job], progress: bool) -> None:
