@@ -226,7 +226,7 @@ def test_settings_of_a_given_table_can_be_given(tmp_path: Path) -> None:
     cells = read(tmp_path, f'base = "quick"\n{text}').cells
     found = [(cell.settings.train.auxk.capacity, cell.settings.train.auxk.k) for cell in cells]
     assert found == [(3, 4), (3, 8)]
-    with pytest.raises(ValueError, match="train.auxk has no setting 'kk'; did you mean k?"):
+    with pytest.raises(ValueError, match=r"train.auxk has no setting 'kk'; did you mean k\?"):
         read(tmp_path, f'base = "quick"\n{text}'.replace("auxk.k", "auxk.kk"))
 
 
