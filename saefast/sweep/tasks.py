@@ -188,8 +188,8 @@ class Schedule:
         """Raise an error if the settings of a cell do not permit a run.
 
         Args:
-            here: whether this machine performs the tasks, so that it must have their devices, packages
-                and initial SAEs.
+            here: whether this machine performs the tasks, so that it must have their devices,
+                packages and initial SAEs.
         """
         for cell in self._cells.values():
             try:

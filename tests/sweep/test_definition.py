@@ -183,7 +183,7 @@ BAD = {
     "grid must not have both a table and a setting of it, got train.auxk of train": (
         'base = "quick"\n[grid]\n"train.auxk.k" = [4, 8]\n"train.auxk" = [{capacity = 3}]'
     ),
-    "grid must not have both .*, got train.rules of train.rules and train.rules.clip of size; write": (
+    "grid must not have both .*, got train.rules .* and train.rules.clip of size; write": (
         'base = "quick"\n[grid]\n"train.rules" = [{eps = 1e-6}]\nsize = ["small"]\n'
         '[sets.size]\nsmall = {"train.rules.clip" = 2.0}'
     ),
