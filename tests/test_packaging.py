@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from helpers.checkout import CHECKOUT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())
 
@@ -89,6 +91,28 @@ def test_a_known_vulnerability_stops_a_release() -> None:
     assert command.startswith("python -m pip_audit --strict ")
     assert "|" not in command
     assert not any("continue-on-error" in each or "if" in each for each in (job, audit))
+
+
+def test_locked_packages_have_hashes_and_the_versions_that_are_asked_for() -> None:
+    locked: dict[str, list[Requirement]] = {}
+    for entry in re.split(r"\n(?=\w)", (CHECKOUT / "requirements-dev.txt").read_text())[1:]:
+        requirement, *hashes = entry.strip().split(" \\\n    --hash=sha256:")
+        assert hashes, entry
+        assert all(re.fullmatch("[0-9a-f]{64}", each) for each in hashes), entry
+        pin = Requirement(requirement)
+        assert re.fullmatch(r"==[^*,]+", str(pin.specifier)), entry
+        locked.setdefault(canonicalize_name(pin.name), []).append(pin)
+
+    project = PROJECT["project"]
+    extras = project["optional-dependencies"]
+    asked = [*project["dependencies"], *extras["test"], *extras["dev"], *extras["docs"]]
+    names = {canonicalize_name(Requirement(each).name) for each in asked} - {"torch"}
+    assert names <= locked.keys()
+    pins = (CHECKOUT / "constraints.txt").read_text().splitlines()
+    for requirement in map(Requirement, asked + [each for each in pins if each[:1] != "#"]):
+        for pin in locked.get(canonicalize_name(requirement.name), []):
+            version = str(pin.specifier).removeprefix("==")
+            assert requirement.specifier.contains(version), (requirement, pin)
 
 
 def _files_run(step: dict[str, Any]) -> list[str]:
