@@ -1,6 +1,7 @@
 """Settings of a training run: frozen dataclasses that hold every default in one place."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,14 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.sae import K_PER_ROW, SAE, VARIANTS
-from saefast.train.settings import BANDWIDTH, GROUP_SHARES, STEP_PRECISIONS, AuxK, Rules
+from saefast.train.settings import (
+    BANDWIDTH,
+    GROUP_SHARES,
+    ROUNDED_VARIANTS,
+    STEP_PRECISIONS,
+    AuxK,
+    Rules,
+)
 
 DIRECTIONS = ("iso", "cov")
 BIASES = ("zeros", "mean", "geometric_median")
@@ -128,6 +136,10 @@ class TrainConfig:
             raise ValueError("bandwidth must be above 0: the thresholds would have no gradient")
         if self.sparsity is not None:
             checks.at_least("sparsity", self.sparsity, 0)
+        if not isinstance(self.group_shares, tuple | list):
+            raise TypeError(f"group_shares must be a tuple of shares, got {self.group_shares!r}")
+        if self.loss is not None and not callable(self.loss):
+            raise TypeError(f"loss must be callable or None, got {self.loss!r}")
         for share in self.group_shares:
             checks.at_least("group_shares", share, 0)
         if self.by_norm and self.variant not in K_PER_ROW:
@@ -143,6 +155,12 @@ class TrainConfig:
             ("activation_scaling", SCALINGS),
         ):
             checks.one_of(name, getattr(self, name), choices)
+        fused = self.loss is None and self.variant in ROUNDED_VARIANTS
+        if self.precision == "bf16_weights" and not fused:
+            raise ValueError(
+                f"precision='bf16_weights' needs variant {' or '.join(ROUNDED_VARIANTS)} and no "
+                f"loss, got {self.variant}{' with a loss' * (self.loss is not None)}"
+            )
         if not is_folder_name(self.name):
             raise ValueError(
                 f"name must be a valid part of a folder's name, without '/' and a leading '.', got "
@@ -179,8 +197,14 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a dict for JSON, with a custom loss replaced by its name."""
-        name = None if self.loss is None else getattr(self.loss, "__qualname__", repr(self.loss))
+        name = None if self.loss is None else _name_of(self.loss)
         return {**dataclasses.asdict(dataclasses.replace(self, loss=None)), "loss": name}
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Return a name that is the same in another process, unlike addresses in memory."""
+    name: str = getattr(function, "__qualname__", repr(function))
+    return re.sub(r" at 0x[0-9A-Fa-f]+", "", name)
 
 
 def is_folder_name(name: str) -> bool:

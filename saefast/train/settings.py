@@ -8,6 +8,8 @@ from saefast.ops.topk_encode import PRECISIONS
 SIDES = ("encoder", "decoder")
 NORMS = ("fro", "fro_squared", "mean_abs")
 STEP_PRECISIONS = (*PRECISIONS, "bf16_weights")
+ROUNDED_VARIANTS = ("topk", "abstopk", "batchtopk", "matryoshka")
+"""Variants that can be trained with a rounded decoder: their codes are always sparse."""
 BANDWIDTH = 0.05
 """Default bandwidth of JumpReLU; see `TrainConfig.bandwidth`."""
 GROUP_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
@@ -58,6 +60,12 @@ class Rules:
     limit"""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
+            raise TypeError(f"betas must be two numbers, such as (0.9, 0.999), got {self.betas!r}")
+        penalties = self.penalties
+        listed = isinstance(penalties, tuple | list)
+        if not listed or not all(isinstance(each, Penalty) for each in penalties):
+            raise TypeError(f"penalties must be a tuple of saefast.Penalty, got {penalties!r}")
         for beta in self.betas:
             checks.at_least("betas", beta, 0, below=1)
         checks.at_least("eps", self.eps, 0)

@@ -16,7 +16,7 @@ from saefast.train.optimizer import Adam
 from saefast.train.ranks.assemble import assemble
 from saefast.train.ranks.group import ALONE, Ranks
 from saefast.train.ranks.share import Share
-from saefast.train.settings import STEP_PRECISIONS, AuxK, Rules
+from saefast.train.settings import ROUNDED_VARIANTS, STEP_PRECISIONS, AuxK, Rules
 from saefast.train.step_result import StepResult
 
 _TOO_DENSE, _SPARSE_ENOUGH = 1 / 5, 1 / 6
@@ -103,8 +103,8 @@ class FusedStep:
         rounded = precision == "bf16_weights"
         if rounded and self.objective.fused is not FusedPath.ALWAYS:
             raise ValueError(
-                "precision='bf16_weights' needs variant topk, abstopk, batchtopk or matryoshka, "
-                f"got {sae.variant}"
+                f"precision='bf16_weights' needs variant {' or '.join(ROUNDED_VARIANTS)} and no "
+                f"custom loss, got {sae.variant} with {type(self.objective).__name__}"
             )
         if self.rules.unit_norm and share is None:
             with torch.no_grad():

@@ -286,7 +286,7 @@ def test_rounded_weights_keep_the_projection() -> None:
 
 def test_rounded_weights_need_sparse_codes() -> None:
     with pytest.raises(
-        ValueError, match="needs variant topk, abstopk, batchtopk or matryoshka, got relu"
+        ValueError, match=r"needs variant topk or abstopk or .* loss, got relu with ReLU"
     ):
         FusedStep(make("relu", dtype=torch.float32)[0], precision="bf16_weights")
 

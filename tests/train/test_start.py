@@ -1,5 +1,6 @@
 """Initial weights, schedules of settings, and errors of bad settings."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from helpers.tolerance import assert_same_bits
 from torch import Tensor
 
-from saefast import SAE, TrainConfig
+from saefast import SAE, Penalty, Rules, TrainConfig
 from saefast.sae import VARIANTS
 from saefast.train.initial import Sample, Scales, begin, folded, scales_of
 from saefast.train.seed_trainer import k_at, lr_at, pressure_at
@@ -175,6 +176,18 @@ def test_k_and_pressure_reach_their_final_values() -> None:
         ),
         ({"name": "a/b"}, ValueError, "name must be a valid part of a folder's name"),
         ({"sparsity": "high"}, TypeError, "sparsity must be a number"),
+        ({"group_shares": 0.5}, TypeError, "group_shares must be a tuple of shares, got 0.5"),
+        ({"loss": 3}, TypeError, "loss must be callable or None, got 3"),
+        (
+            {"precision": "bf16_weights", "variant": "relu"},
+            ValueError,
+            "precision='bf16_weights' needs variant topk or .* and no loss, got relu$",
+        ),
+        (
+            {"precision": "bf16_weights", "loss": max},
+            ValueError,
+            "precision='bf16_weights' needs .* and no loss, got topk with a loss",
+        ),
         ({"group_shares": (-0.1,)}, ValueError, "group_shares must be at least 0"),
     ],
 )
@@ -183,3 +196,22 @@ def test_inconsistent_settings_raise(
 ) -> None:
     with pytest.raises(kind, match=complaint):
         config(**wrong)
+
+
+def test_rules_of_wrong_types_raise() -> None:
+    with pytest.raises(TypeError, match=r"betas must be two numbers, such as .*, got \(0.9,\)"):
+        Rules(betas=(0.9,))
+    for wrong in (Penalty("encoder", "fro", 1.0), ({"norm": "fro"},)):
+        with pytest.raises(TypeError, match="penalties must be a tuple of saefast"):
+            Rules(penalties=wrong)
+
+
+def test_the_name_of_a_loss_has_no_address() -> None:
+    """A resume in another process would otherwise find another loss."""
+
+    def named(weight: float) -> object:
+        return config(loss=partial(test_rules_of_wrong_types_raise, weight)).to_dict()["loss"]
+
+    assert named(1.0) == named(1.0) != named(2.0)
+    assert "test_rules_of_wrong_types_raise" in str(named(1.0))
+    assert " at 0x" not in str(named(1.0))

@@ -137,6 +137,29 @@ def test_a_custom_loss_is_trained(tmp_path: Path) -> None:
         assert mine["fvu"] == pytest.approx(theirs["fvu"], rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "complaint"),
+    [
+        (lambda sae, x, target: 1.0, TypeError, r"loss must return a tensor \[\], got float"),
+        (
+            lambda sae, x, target: (sae(x) - target).square().mean(1),
+            ValueError,
+            r"step 0, .*: loss must return .* got shape \(128,\) with a gradient",
+        ),
+        (
+            lambda sae, x, target: x.sum(),
+            ValueError,
+            r"loss must return a tensor \[\] that .*, got shape \(\) without a gradient",
+        ),
+    ],
+)
+def test_a_custom_loss_without_a_gradient_raises(
+    value: Any, kind: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(kind, match=complaint):
+        train(config(loss=value))
+
+
 def test_two_saes_of_one_name_raise() -> None:
     with pytest.raises(ValueError, match="names of SAEs must differ, got seed-0 twice"):
         train([config(), config(lr=1e-3)])

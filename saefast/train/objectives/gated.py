@@ -79,6 +79,13 @@ class Custom(Differentiated):
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
         """See `Objective`; x is encoded a second time for the reported statistics."""
         value = self._function(sae, x, target)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"loss must return a tensor [], got {type(value).__name__}")
+        if value.ndim != 0 or not value.requires_grad:
+            raise ValueError(
+                f"loss must return a tensor [] that depends on the weights, got shape "
+                f"{tuple(value.shape)} {'with' if value.requires_grad else 'without'} a gradient"
+            )
         with torch.no_grad():
             code = sae.encode(x)
             error = target - sae.decode(code)
