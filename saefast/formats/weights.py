@@ -237,9 +237,10 @@ def fitted(
             raise _not_in(name, "a transcoder")
         shift = parts.W_enc.double() @ parts.b_dec.double()
         parts = replace(_shifted(parts, shift if centred else -shift), centred=centred)
+    given = parts.variant
     while parts.variant not in variants:
         if parts.variant not in _SAME_ONCE_TRAINED:
-            raise _not_in(name, f"variant={parts.variant!r}")
+            raise _not_in(name, f"variant={given!r}")
         threshold = parts.b_enc.new_zeros(()) if parts.threshold is None else parts.threshold
         parts = replace(parts, variant=_SAME_ONCE_TRAINED[parts.variant], threshold=threshold)
     if parts.threshold is not None and parts.variant == "jumprelu":
@@ -248,9 +249,8 @@ def fitted(
 
 
 def _not_in(name: str, what: str) -> ValueError:
-    return ValueError(
-        f"sae cannot be stored as {name}, which does not support {what}; use format='sae_lens'"
-    )
+    remedy = "" if name == "sae_lens" else "; sae_lens is the format that holds most SAEs"
+    return ValueError(f"sae cannot be stored as {name}, which does not support {what}{remedy}")
 
 
 def _shifted(parts: SAEWeights, shift: Tensor) -> SAEWeights:

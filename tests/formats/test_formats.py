@@ -71,6 +71,15 @@ def test_parts_that_a_format_lacks_are_refused(tmp_path: Path, name: str) -> Non
             made.rmdir()
 
 
+def test_refusals_name_the_given_variant_and_the_format_for_most_saes(tmp_path: Path) -> None:
+    lacks = "sparsify, which does not support variant='matryoshka'; sae_lens is the format"
+    with pytest.raises(ValueError, match=lacks):
+        saefast.save_sae(some_sae("matryoshka"), tmp_path / "sae", format="sparsify")
+    both = some_sae("topk", skip=True, normalise="norm")
+    with pytest.raises(ValueError, match=r"sae_lens, which does not support normalise='norm'$"):
+        saefast.save_sae(both, tmp_path / "sae")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes_are_kept_or_widened(tmp_path: Path, dtype: torch.dtype) -> None:
     """bfloat16 stays; float16, which saefast does not compute with, becomes float32, exactly."""
