@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -21,7 +22,7 @@ _SAMPLED_ROWS = 32
 class Derived(Generic[Value]):
     """A value computed from tensors and cached until one of them changes.
 
-    A change is detected by the version counter, the address and the shape of a tensor. Torch's
+    A change is detected by the version counter, the storage and the shape of a tensor. Torch's
     fused optimisers do not increase the counter: every step of an optimiser drops the values
     computed from its parameters. Nor do writes through `tensor.data`, so a sample of the rows is
     compared as well, for which the host waits on a GPU. Call `forget` after a write through
@@ -92,8 +93,13 @@ def _after_step(optimizer: Optimizer, *_: object) -> None:
 
 
 def _state(source: Tensor) -> tuple[object, ...]:
-    """Return the properties of a tensor that change when its contents are replaced or written."""
+    """Return the properties of a tensor that change when its contents are replaced or written.
+
+    Memory that is freed may be allocated again at the same address. A weak reference to a storage
+    prevents that a later one equals it, and does not keep its memory.
+    """
     return (
+        StorageWeakRef(source.untyped_storage()),  # type: ignore[no-untyped-call]
         source.data_ptr(),
         source._version,
         source.shape,

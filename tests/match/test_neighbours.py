@@ -88,6 +88,20 @@ def test_equal_similarities_are_ordered_by_index(engine, seed, k):
     assert torch.equal(found.indices[:, 0], torch.arange(3))
 
 
+@pytest.mark.parametrize("engine", [Encode(True), Faiss("faiss", True)], ids=names)
+@given(seeds, st.integers(1, 12), st.integers(1, 15))
+def test_equal_similarities_of_either_sign_are_ordered_by_index(engine, seed, k, block):
+    few = small_integers((3, 8), seed, torch.float32) + 0.5
+    signs = torch.randint(2, (15, 1), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    y = few.repeat(5, 1) * signs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "block_rows", lambda width, memory: block)
+        found = nearest(directions(few), directions(y), k, engine, 1e9)
+    same = found.values.diff() == 0
+    assert (found.indices.diff()[same] > 0).all()
+    assert torch.equal(found.indices[:, 0], torch.arange(3))
+
+
 @settings(deadline=None)
 @given(st.integers(17, 60), st.integers(1, 10), st.integers(20, 30), seeds)
 def test_errors_of_scores_do_not_change_lists(m, k, bits, seed):
@@ -101,7 +115,7 @@ def test_errors_of_scores_do_not_change_lists(m, k, bits, seed):
         off = (torch.rand(true.shape, generator=torch.Generator().manual_seed(seed)) - 0.5).sign()
         return (true + 0.999 * error * off).topk(width)
 
-    found = settled(candidates, y, None, error, m)(x, k)
+    found = settled(candidates, y, None, error, 1)(x, k)
     expected = nearest(rows, others, k, Encode(False), 1e9)
     assert torch.equal(found.indices, expected.indices)
     assert torch.equal(found.values, expected.values)
