@@ -5,8 +5,11 @@ and tensor cores. The interpreter's bfloat16 arithmetic is wrong, so bfloat16 pr
 in float32 here.
 """
 
+import functools
+import inspect
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
         "tests/interpreted needs TRITON_INTERPRET=1 before Python starts: "
         "TRITON_INTERPRET=1 pytest tests/interpreted"
     )
+
+import triton.language as tl
+from triton.runtime import interpreter
 
 from saefast.ops import gpu
 from saefast.ops.decode_prefixes import decode_prefixes
@@ -45,6 +51,36 @@ for op in (
     topk_encode_op,
 ):
     op.register_kernel("cpu")(op._backend_fns["cuda"])
+
+_patch_language = interpreter._patch_lang
+
+
+@functools.cache
+def _languages_of(function: Any) -> list[Any]:
+    known = [value for value in function.__globals__.values() if inspect.ismodule(value)]
+    return [module for module in known if module in (tl, tl.core)]
+
+
+def _patch_once(function: Any) -> Any:
+    """Patch Triton's language for a launch, and not again for each call inside of the kernel.
+
+    The interpreter replaces the members of the language for every call of a function by a kernel,
+    although the launch has replaced them.
+
+    Args:
+        function: kernel that is launched, or function that a kernel calls.
+
+    Returns:
+        Triton's record of what is restored after a launch; None for a call inside of it.
+    """
+    languages = _languages_of(function)
+    # `range` is a class, and a function where the language is patched.
+    if languages and not any(inspect.isclass(language.range) for language in languages):
+        return None
+    return _patch_language(function)
+
+
+interpreter._patch_lang = _patch_once
 
 
 def pytest_configure(config: pytest.Config) -> None:
