@@ -10,6 +10,7 @@ import torch
 from helpers.tolerance import assert_same_bits
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import saefast
@@ -174,6 +175,25 @@ def test_a_change_of_the_weight_is_noticed(change: str, packings: list[Tensor]) 
     assert len(packings) > before
     assert torch.equal(packings[-1], sae.W_enc)
     assert torch.equal(code.indices, expected(sae, x).indices)
+
+
+def test_a_weight_at_the_address_of_a_freed_one_is_noticed() -> None:
+    """Rows that differ are not among those that are compared; torch reuses memory at once."""
+    sae, x, addresses = SAE(64, 4096, k=K, seed=0).requires_grad_(False), torch.eye(64), set()
+
+    def indices(changed: int) -> Tensor:
+        weight = sae.W_enc.clone()
+        weight[changed] *= 50
+        addresses.add(weight.data_ptr())
+        code = functional_call(sae, {"W_enc": weight}, (x,))
+        assert torch.equal(code.indices, saefast.topk_encode(x, weight, sae.b_enc, k=K).indices)
+        return code.indices
+
+    sae.forward = sae.encode  # type: ignore[method-assign]
+    numbers = range(1, 30)
+    for number in numbers:
+        assert (indices(number) == number).any()
+    assert len(addresses) < len(numbers)
 
 
 def test_gradients_match_the_op() -> None:
