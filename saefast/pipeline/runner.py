@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saefast import checks
-from saefast.activations import open_activations
 from saefast.activations.store import INDEX
 from saefast.disk.atomic import make_folder
 from saefast.disk.resume import refuse_existing
@@ -17,7 +16,15 @@ from saefast.pipeline.following import begin_training, check_ranks, follow, lead
 from saefast.pipeline.job import Job
 from saefast.pipeline.settings import HarvestSettings, RunSettings, StoreSettings
 from saefast.pipeline.settings_file import settings_from
-from saefast.pipeline.stage_list import BY_NAME, EVALUATIONS, NAMES, STAGE_LIST, Stage, digest
+from saefast.pipeline.stage_list import (
+    BY_NAME,
+    EVALUATIONS,
+    NAMES,
+    STAGE_LIST,
+    Stage,
+    digest,
+    fingerprint_of_rows,
+)
 from saefast.pipeline.stages.pool import can_pool
 from saefast.pipeline.stages.train import check_training
 from saefast.run_folder import (
@@ -190,7 +197,7 @@ def check_run(job: Job, until: str) -> None:
         )
     if isinstance(job.settings.data, StoreSettings):
         for path in {job.train_rows, job.held_out_rows}:
-            open_activations(str(path))
+            fingerprint_of_rows(path)
 
 
 def check_here(job: Job, until: str) -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from saefast.activations import open_activations
@@ -59,8 +61,24 @@ def _data(job: Job) -> Any:
     source = source_table(job.settings)
     if isinstance(job.settings.data, StoreSettings):
         paths = (job.train_rows, job.held_out_rows)
-        source["fingerprints"] = [open_activations(str(path)).fingerprint for path in paths]
+        source["fingerprints"] = [fingerprint_of_rows(path) for path in paths]
     return source
+
+
+def fingerprint_of_rows(path: Path) -> str:
+    """Return the fingerprint of activations on disk, which are opened for it.
+
+    Stages ask for it many times, so a file that stays the same is read once.
+    """
+    if not path.is_file():
+        return open_activations(str(path)).fingerprint
+    facts = path.stat()
+    return _of_file(str(path.resolve()), facts.st_ino, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _of_file(path: str, *_state: int) -> str:
+    return open_activations(path).fingerprint
 
 
 def _match(job: Job) -> Any:

@@ -16,6 +16,7 @@ import torch
 from helpers.tiny_run import SETTINGS
 
 from saefast import SAE, activation_covariance, fit_subspaces, load_sae, save_sae
+from saefast.activations import open_pt, opening
 from saefast.cli import COMMANDS, main
 from saefast.disk.tables import read_json, read_table, write_json, write_table
 from saefast.pipeline import (
@@ -194,6 +195,31 @@ def test_missing_activations_leave_no_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere does not exist; give a store"):
         run_pipeline(settings, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_of_rows_is_read_once_for_all_checks_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A .pt file is loaded whole when it is opened."""
+    rows = tmp_path / "rows.pt"
+    torch.save(torch.randn(300, 8), rows)
+    store = {"train": str(rows)}
+    train = {"latents": 16, "k": 2, "seeds": [0, 1], "tokens": 300, "batch_size": 100}
+    settings = settings_from({"store": store, "train": train})
+    run_pipeline(settings, tmp_path / "run", until="match", progress=False)
+    opened = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        opened.append(arguments)
+        return open_pt(*arguments, **options)
+
+    monkeypatch.setattr(opening, "open_pt", counted)
+    assert go_on(tmp_path / "run", settings, until="match") == []
+    assert opened == []
+    torch.save(torch.randn(300, 8), rows)
+    with pytest.raises(ValueError, match=r"cannot be resumed, since data.fingerprint was"):
+        go_on(tmp_path / "run", settings, until="match")
+    assert len(opened) == 2  # to compare it, and to train
 
 
 def test_a_training_that_cannot_begin_leaves_no_run(tmp_path: Path) -> None:
