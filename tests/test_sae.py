@@ -103,6 +103,17 @@ def test_saving_replaces_only_saes(tmp_path: Path, there: str) -> None:
     assert {p: p.read_bytes() for p in (path, *path.rglob("*")) if p.is_file()} == before
 
 
+@pytest.mark.parametrize("path", [".", "", ".."])
+def test_a_folder_is_saved_by_its_name(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working folder would be replaced under the feet of the process."""
+    folder = saefast.save_sae(SAE(7, 20, k=3, seed=0), tmp_path / "sae")
+    monkeypatch.chdir(folder)
+    with pytest.raises(ValueError, match=f"path must end in the name .*, got '{path or '.'}'"):
+        saefast.save_sae(SAE(7, 20, k=3, seed=1), path)
+
+
 @pytest.mark.parametrize("name", list(FORMATS))
 def test_every_format_replaces_its_own_files(tmp_path: Path, name: str) -> None:
     variant = "jumprelu" if name == "gemma_scope" else "topk"

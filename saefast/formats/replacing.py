@@ -29,6 +29,8 @@ def write_sae(parts: SAEWeights, path: Path, format: str) -> Path:
     """
     checks.one_of("format", format, tuple(FORMATS))
     writer = FORMATS[format]
+    if path.name in ("", ".."):
+        raise ValueError(f"path must end in the name of a folder or file, got {str(path)!r}")
     one_file = writer.FILE is not None and path.suffix == Path(writer.FILE).suffix
     if not one_file:
         _may_be_replaced(path)

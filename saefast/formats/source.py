@@ -13,6 +13,8 @@ from saefast.disk.atomic import PART
 from saefast.formats.tensor_files import read_tensors
 
 CONFIGS = ("cfg.json", "config.json", "hyperparams.json")
+ABOVE = ("config.json", "hyperparams.json")
+"""Names of a run's settings, one folder above its checkpoints."""
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".npz")
 _KNOWN = (
     "sae_weights.safetensors",
@@ -77,7 +79,10 @@ class SourceFile:
         return all(name in self.tensors for name in names)
 
     def take(self, name: str, *shape: int | None) -> Tensor:
-        """Return the tensor, which must have that shape; None stands for any size."""
+        """Return the tensor, which must have that shape; None stands for any size.
+
+        One of 8-bit floats, with which torch does not compute, is returned as float32.
+        """
         where, value = f"{self.path}: {name}", self._sound(name)
         if not value.is_floating_point():
             raise ValueError(f"{where} must hold floats, got {value.dtype}")
@@ -92,7 +97,7 @@ class SourceFile:
             raise ValueError(f"{where} must have shape ({expected}{comma}), got {sizes}{turned}")
         if 0 in sizes:
             raise ValueError(f"{where} must not be empty, got shape {sizes}")
-        return value
+        return value.float() if value.element_size() == 1 else value
 
     def optional(self, name: str, *shape: int | None) -> Tensor | None:
         """Return the tensor like `take`, or None if it is absent."""
@@ -184,7 +189,7 @@ def find(
     weights = weights_in(path) if path.is_dir() else path
     folders = (path, path) if path.is_dir() else (path.parent, path.parent.parent)
     # Checkpoints lie one folder below the settings of their run.
-    candidates = [folders[0] / name for name in CONFIGS] + [folders[1] / "config.json"]
+    candidates = [folders[0] / name for name in CONFIGS] + [folders[1] / n for n in ABOVE]
     config_path = next((candidate for candidate in candidates if candidate.is_file()), None)
     config = {} if config_path is None else read_json(config_path)
     if weights is None:

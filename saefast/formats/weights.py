@@ -86,6 +86,10 @@ class SAEWeights:
             low, high = value.aminmax() if value.numel() else (value.new_zeros(()),) * 2
             if not (low.isfinite() and high.isfinite()):
                 raise ValueError(f"{path}: {name} holds NaN or infinity")
+        if self.k is not None and not 1 <= self.k <= self.m:
+            raise ValueError(
+                f"{path}: k must be from 1 to {self.m} (the number of latents), got {self.k}"
+            )
         with torch.device("meta"):  # avoids drawing random directions, which would be overwritten
             sae = SAE(
                 self.d,

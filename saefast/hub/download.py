@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saefast.formats.source import BESIDE, CONFIGS, weights_among
+from saefast.formats.source import ABOVE, BESIDE, CONFIGS, weights_among
 from saefast.hub.cached import cached_copy
 from saefast.hub.client import MAIN, Unreachable, explained, hub_client
 from saefast.hub.reachable import LONGEST_WAIT
@@ -76,7 +76,7 @@ def _sae_among(names: Collection[str], place: str, where: str) -> _Wanted:
     if place in names:
         folder = Path(place).parent
         settings = [folder / name for name in (*CONFIGS, *BESIDE)]
-        settings.append(folder.parent / "config.json")
+        settings += [folder.parent / name for name in ABOVE]
         return _Wanted(place, [*_present(settings, names), place])
     inside = {
         name.removeprefix(f"{place}/"): name for name in names if name.startswith(f"{place}/")

@@ -53,6 +53,7 @@ def push_to_hub(
             f"repository must be the name of a repository, 'organisation/name', got {repository!r}"
         )
     client = hub_client(repository)
+    single = [module.FILE for module in FORMATS.values() if module.FILE is not None]
     with tempfile.TemporaryDirectory(prefix="saefast-") as folder:
         FORMATS[format].write(weights_of(sae), Path(folder))
         try:
@@ -66,7 +67,7 @@ def push_to_hub(
                     path_in_repo=(subfolder or "").strip("/") or None,
                     revision=revision,
                     commit_message=message,
-                    delete_patterns=list(SAE_FILES),
+                    delete_patterns=[*SAE_FILES, *single],
                 )
         except Unreachable as error:
             raise ConnectionError(

@@ -114,8 +114,9 @@ def test_llama_scope_computes_its_formula(
     factor = D**0.5 / 4
     scale = NORMS if by_norm else torch.ones(M, dtype=torch.float64)
     pre = values(factor * X.double(), centre=B_DEC if centred else None) / factor * scale
-    sae = saefast.load_sae(tmp_path / "a")
-    assert_computes(sae, above(pre, 0.5), DEC / scale[:, None], B_DEC.double() / factor)
+    for path in ("a", "a/checkpoints/final.safetensors"):
+        sae = saefast.load_sae(tmp_path / path)
+        assert_computes(sae, above(pre, 0.5), DEC / scale[:, None], B_DEC.double() / factor)
     saefast.save_sae(sae, tmp_path / "b", format="llamascopium")
     written = json.loads((tmp_path / "b" / "config.json").read_text())
     assert not {"device", "dtype", "apply_decoder_bias_to_pre_encoder"} & written.keys()

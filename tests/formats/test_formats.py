@@ -80,13 +80,16 @@ def test_refusals_name_the_given_variant_and_the_format_for_most_saes(tmp_path: 
         saefast.save_sae(both, tmp_path / "sae")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn]
+)
 def test_dtypes_are_kept_or_widened(tmp_path: Path, dtype: torch.dtype) -> None:
-    """bfloat16 stays; float16, which saefast does not compute with, becomes float32, exactly."""
+    """float16 and 8-bit floats, with which saefast does not compute, become float32, exactly."""
     tensors = {name: value.to(dtype) for name, value in LENS.items()}
     config = SIX | {"architecture": "topk", "k": K}
     sae = saefast.load_sae(safe(tmp_path / "a", "sae_weights.safetensors", tensors, **config))
-    assert sae.W_dec.dtype == (torch.float32 if dtype == torch.float16 else dtype)
+    kept = dtype in (torch.bfloat16, torch.float64)
+    assert sae.W_dec.dtype == (dtype if kept else torch.float32)
     assert torch.equal(sae.W_enc.detach(), ENC.to(dtype).to(sae.W_enc.dtype))
 
 

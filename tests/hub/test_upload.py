@@ -40,6 +40,15 @@ def test_a_published_sae_is_replaced_whole(writable: Hub) -> None:
     assert saefast.load_sae(NAME).firing_rate is None
 
 
+def test_a_file_of_another_format_is_replaced(writable: Hub) -> None:
+    """Two files of tensors would be ambiguous."""
+    for format, normalise in (("openai", "layer_norm"), ("qwen_scope", "none")):
+        sae = saefast.SAE(6, 20, k=3, seed=1, normalise=normalise)
+        saefast.push_to_hub(sae, NAME, format=format)
+    assert set(writable.files(NAME)) == {"layer.sae.pt"}
+    assert saefast.load_sae(NAME).k == 3
+
+
 def test_a_branch_and_a_format_can_be_chosen(writable: Hub) -> None:
     sae = saefast.SAE(6, 20, k=3, seed=1)
     saefast.push_to_hub(sae, NAME, revision="v2", format="sparsify")
