@@ -134,6 +134,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any
         raise Reached
 
     monkeypatch.setattr("saefast.pipeline.stages.train.train_runs", recorded)
+    # The device and the loggers need not be here.
+    monkeypatch.setattr("saefast.pipeline.runner.check_training", lambda _job: None)
     monkeypatch.chdir(tmp_path)
     np.save("rows.npy", np.zeros((4, 8), np.float32))
     return seen
