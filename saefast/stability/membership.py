@@ -16,7 +16,7 @@ from saefast.stability.result import Stability
 _STEEPEST = 6.0
 _EXPONENTS = 121
 _FLATTEST = 1e-6  # equivalent to a logarithm; below it a and c would cancel digits
-_MOST_DICTIONARIES = 62  # each is a bit of an int64
+_BITS = 63  # of an int64, one for each dictionary
 
 
 def membership_counts(stability: Stability) -> Tensor:
@@ -69,7 +69,6 @@ def subset_curve(stability: Stability, *, subsets: int = 20, seed: int = 0) -> l
     """
     checks.whole("subsets", subsets, 1)
     s = len(stability.score)
-    checks.between("the number of dictionaries", s, 2, _MOST_DICTIONARIES, "a bit for each")
     patterns = [_patterns(stability, i) for i in range(s)]
     points = []
     for k in range(2, s + 1):
@@ -170,25 +169,31 @@ class _Patterns(NamedTuple):
     """Distinct sets of other dictionaries in which features of one dictionary occur."""
 
     bits: np.ndarray
-    """int64, one bit for each dictionary"""
+    """[patterns, words] int64, see `_words`"""
     counts: np.ndarray
-    """int64, number of features with each pattern"""
+    """[patterns] int64, number of features with each pattern"""
 
 
 def _patterns(stability: Stability, i: int) -> _Patterns:
-    powers = torch.tensor([1 << t for t in range(len(stability.score))])
-    bits = (stability.hit[i][stability.alive[i]] * powers).sum(1)
-    return _Patterns(*np.unique(bits.numpy(), return_counts=True))
+    found = _words(stability.hit[i][stability.alive[i]].numpy())
+    return _Patterns(*np.unique(found, axis=0, return_counts=True))
+
+
+def _words(members: np.ndarray) -> np.ndarray:
+    """Pack masks of dictionaries [*, s] as bits of integers, [*, words] int64."""
+    starts = range(0, members.shape[-1], _BITS)
+    parts = [members[..., start : start + _BITS] for start in starts]
+    return np.stack([part @ (1 << np.arange(part.shape[-1])) for part in parts], -1)
 
 
 def _shares(patterns: Sequence[_Patterns], chosen: Sequence[int]) -> tuple[float, float]:
     """Return the shares of features in no other and in every other of the chosen dictionaries."""
     alone = everywhere = features = 0
     for s in chosen:
-        others = sum(1 << t for t in chosen if t != s)
+        others = _words(np.isin(np.arange(len(patterns)), [t for t in chosen if t != s]))
         bits, counts = patterns[s]
-        alone += int(counts[(bits & others) == 0].sum())
-        everywhere += int(counts[(bits & others) == others].sum())
+        alone += int(counts[((bits & others) == 0).all(1)].sum())
+        everywhere += int(counts[((bits & others) == others).all(1)].sum())
         features += int(counts.sum())
     return (alone / features, everywhere / features) if features else (math.nan, math.nan)
 

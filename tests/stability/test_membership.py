@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,31 @@ def test_shares_of_subsets_equal_those_by_hand(sizes, seed):
             assert point.alone_deviation == pytest.approx(np.std(alone), abs=1e-12)
             assert point.everywhere == pytest.approx(np.mean(everywhere))
             assert point.everywhere_deviation == pytest.approx(np.std(everywhere), abs=1e-12)
+
+
+def test_there_may_be_more_dictionaries_than_bits_of_an_integer():
+    """One feature is nowhere else, one everywhere, one in the last ten dictionaries."""
+    count = 70
+    hit = torch.stack([torch.zeros(count), torch.ones(count), torch.arange(count) >= 60]) > 0
+    many = replace(
+        drawn([3, 3], 0),
+        score=(torch.zeros(3),) * count,
+        alive=(torch.ones(3) > 0,) * count,
+        hit=tuple(hit & (torch.arange(count) != s) for s in range(count)),
+    )
+    points = subset_curve(many, subsets=5)
+    assert [point.dictionaries for point in points] == list(range(2, count + 1))
+    whole, without_one = points[-1], points[-2]
+    assert (whole.alone, whole.everywhere) == pytest.approx((1 / 3, 1 / 3))
+    assert (without_one.alone, without_one.everywhere) == pytest.approx((1 / 3, 1 / 3))
+    # Of two, the last feature is alone if the other one is not among the last ten.
+    alone, everywhere = [], []
+    for chosen in saefast.stability.membership._choices(count, 2, 5, 0):
+        late = [t >= 60 for t in reversed(chosen)]
+        alone.append(1 / 3 + np.mean([not each for each in late]) / 3)
+        everywhere.append(1 / 3 + np.mean(late) / 3)
+    assert points[0].alone == pytest.approx(np.mean(alone))
+    assert points[0].everywhere == pytest.approx(np.mean(everywhere))
 
 
 def test_subsets_are_distinct_and_reproducible():
