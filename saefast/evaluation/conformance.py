@@ -17,7 +17,7 @@ from saefast.evaluation.scores import TRAINED, Evaluation, Score
 from saefast.linalg import one_thread
 from saefast.ops.latent_sum import latent_sum
 from saefast.ops.sparse_decode import sparse_decode
-from saefast.sae import SAE, as_saes, code_of
+from saefast.sae import SAE, as_saes
 from saefast.types import SparseCode
 
 COUNTS = (2, 5, 10, 20, 50, 100, 500)
@@ -59,6 +59,8 @@ class TextCode(NamedTuple):
 
     code: SparseCode
     """[n, length * width] code; zeros at padding"""
+    weights: Tensor
+    """[n, length * width] weights of the decoder rows in the reconstruction of the tokens"""
     means: Tensor
     """[n, d] mean activation"""
     tokens: Tensor
@@ -70,14 +72,21 @@ def encode_texts(sae: SAE, texts: Tensor) -> TextCode:
     """Encode texts [n, length, d], in which rows of zeros are padding."""
     checks.floating("texts", texts, "[n, length, d]")
     checks.size("texts", texts, 2, sae.d, "the width of the SAE")
-    n, length, d = texts.shape
+    n, length = texts.shape[:2]
     there = (texts != 0).any(2)
     tokens = there.sum(1).clamp(min=1)
-    code = code_of(sae, texts.reshape(-1, d))
-    values = torch.where(there.reshape(-1, 1).to(code.values.device), code.values, 0.0)
-    width = values.shape[1]
-    flat = SparseCode(values.reshape(n, length * width), code.indices.reshape(n, length * width))
-    return TextCode(flat, texts.sum(1) / tokens[:, None], tokens)
+    rows = texts[there].to(sae.W_enc)
+    code = sae.encode(rows)
+    weights = sae.contributions(code, rows).values
+    places = there.to(rows.device)
+
+    def along_texts(entries: Tensor) -> Tensor:
+        padded = entries.new_zeros(n, length, entries.shape[1])
+        padded[places] = entries
+        return padded.reshape(n, length * entries.shape[1])
+
+    flat = SparseCode(along_texts(code.values), along_texts(code.indices))
+    return TextCode(flat, along_texts(weights), texts.sum(1) / tokens[:, None], tokens)
 
 
 @torch.no_grad()
@@ -126,9 +135,9 @@ def ablated_means(sae: SAE, texts: TextCode, mask: Tensor) -> Tensor:
 
     The reconstruction error of the SAE is kept.
     """
-    code = texts.code
-    removed = torch.where(mask.to(code.indices.device)[code.indices], code.values, 0.0)
-    total = sparse_decode(removed, code.indices, sae.W_dec)
+    indices = texts.code.indices
+    removed = torch.where(mask.to(indices.device)[indices], texts.weights, 0.0)
+    total = sparse_decode(removed, indices, sae.W_dec)
     return texts.means - (total / texts.tokens.to(total)[:, None]).to(texts.means)
 
 

@@ -79,6 +79,26 @@ def test_padding_is_not_encoded() -> None:
     assert effects.tolist() == pytest.approx([1, 0, 0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("variant", ["topk", "relu"])
+@pytest.mark.parametrize("normalise", ["layer_norm", "norm"])
+def test_ablation_has_the_scale_of_the_rows(variant: str, normalise: str) -> None:
+    sae = saefast.SAE(D, 20, variant=variant, k=4, seed=1, normalise=normalise)
+    sae.requires_grad_(False)
+    x = torch.randn(5, 4, D, generator=torch.Generator().manual_seed(0)) * 10
+    x[::2, 2:] = 0
+    mask = torch.arange(20) < 10
+    expected = []
+    for text in x:
+        rows = text[(text != 0).any(1)]
+        code = sae.encode(rows)
+        kept = code._replace(values=torch.where(mask[code.indices], 0.0, code.values))
+        change = sae.decode(kept, rows) - sae.decode(code, rows)
+        expected.append((rows + change).mean(0))
+    torch.testing.assert_close(
+        ablated_means(sae, encode_texts(sae, x), mask), torch.stack(expected), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_effects_equal_differences_of_means_along_the_probe() -> None:
     sae = coordinates()
     data = labelled(texts(0, 1), texts(1, 2))
