@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence, Set
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from saefast.ops import gpu
-from saefast.ops.immediate import observed
+from saefast.ops.immediate import observed, plain
 
 Value = TypeVar("Value")
 
@@ -40,12 +40,12 @@ class Derived(Generic[Value]):
     def tracks(*sources: Tensor | None) -> bool:
         """Return whether changes of all `sources` can be detected.
 
-        Tensors created in inference mode have no version counter; subclasses of Tensor may have no
-        memory; where something observes ops, see `observed`, tensors may have no values.
+        Tensors created in inference mode have no version counter; subclasses of Tensor and tensors
+        on other devices than CPUs and CUDA GPUs may have no memory; where something observes ops,
+        see `observed`, tensors may have no values.
         """
         return not observed() and all(
-            source is None or (type(source) in (Tensor, nn.Parameter) and not source.is_inference())
-            for source in sources
+            source is None or (plain(source) and not source.is_inference()) for source in sources
         )
 
     def get(self, sources: Sequence[Tensor], make: Callable[[], Value]) -> Value:

@@ -20,9 +20,14 @@ def immediate(*operands: Tensor | None) -> bool:
             continue
         if records and operand.requires_grad:
             return False
-        if type(operand) not in _TYPES or operand.device.type not in _DEVICES:
+        if not plain(operand):
             return False
     return not observed()
+
+
+def plain(operand: Tensor) -> bool:
+    """Return whether a tensor is of torch's own types, and on a device that has kernels."""
+    return type(operand) in _TYPES and operand.device.type in _DEVICES
 
 
 def observed() -> bool:
@@ -36,16 +41,40 @@ def observed() -> bool:
     )
 
 
-def refuse_tangents(*operands: Tensor | None) -> None:
-    """Raise a NotImplementedError if an operand has a tangent, which torch's custom ops drop."""
-    if forward_ad._current_level < 0:
-        return
+def refuse_transforms(*operands: Tensor | None) -> None:
+    """Raise a NotImplementedError if torch's custom ops cannot differentiate an operand.
+
+    They drop the tangents of forward mode. Under torch.func.grad and similar transforms, torch
+    raises an error about its own classes.
+    """
     for operand in operands:
         if operand is None:
             continue
-        dual = forward_ad.unpack_dual(operand)  # type: ignore[no-untyped-call]
-        if dual.tangent is not None:
+        if _has_tangent(operand):
             raise NotImplementedError(
                 "forward-mode derivatives (torch.func.jvp, jacfwd, forward_ad) are not implemented;"
                 " use reverse mode, or the functions of saefast.reference"
             )
+        if _is_differentiated(operand):
+            raise NotImplementedError(
+                "derivatives by torch.func (grad, vjp, jacrev) are not implemented; use "
+                "torch.autograd.grad or backward, or the functions of saefast.reference"
+            )
+
+
+def _has_tangent(operand: Tensor) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(operand).tangent is not None  # type: ignore[no-untyped-call]
+
+
+def _is_differentiated(operand: Tensor) -> bool:
+    """Return whether torch.func.grad or similar differentiates a tensor, also inside vmap."""
+    if torch.compiler.is_compiling():  # the tensors of a compiler are not wrapped
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(operand):
+        if functorch.is_gradtrackingtensor(operand) and operand.requires_grad:
+            return True
+        operand = functorch.get_unwrapped(operand)
+    return False

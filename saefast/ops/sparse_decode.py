@@ -9,7 +9,7 @@ from saefast import checks, reference
 from saefast.ops import gpu
 from saefast.ops.backends import use_reference
 from saefast.ops.cpu import contiguous, native, threads
-from saefast.ops.immediate import immediate, refuse_tangents
+from saefast.ops.immediate import immediate, refuse_transforms
 from saefast.ops.index_range import check_in_range
 
 
@@ -40,7 +40,7 @@ def sparse_decode(
         return reference.sparse_decode(values, indices, weight, bias)
     if immediate(values, indices, weight, bias):
         return _decode(values, indices, weight, bias)
-    refuse_tangents(values, weight, bias)
+    refuse_transforms(values, weight, bias)
     out: Tensor = sparse_decode_op(values, indices, weight, bias)
     return out
 

@@ -13,7 +13,7 @@ from saefast.ops.backends import use_reference
 from saefast.ops.encode_cpu import threshold_on_cpu
 from saefast.ops.encode_gpu import threshold_on_gpu
 from saefast.ops.encode_gradients import encode_gradients, of_active
-from saefast.ops.immediate import immediate, refuse_tangents
+from saefast.ops.immediate import immediate, refuse_transforms
 from saefast.ops.screens import screen_at
 from saefast.ops.topk_encode import PRECISIONS
 from saefast.types import ThresholdCode
@@ -65,7 +65,7 @@ def threshold_encode(
         )
     if immediate(x, weight, bias, scale, threshold):
         return _encode(x, weight, bias, scale, threshold, width, precision)
-    refuse_tangents(x, weight, bias, scale)
+    refuse_transforms(x, weight, bias, scale)
     return ThresholdCode(*threshold_encode_op(x, weight, bias, scale, threshold, width, precision))
 
 

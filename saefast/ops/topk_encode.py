@@ -11,7 +11,7 @@ from saefast.ops.backends import use_reference
 from saefast.ops.encode_cpu import encode_on_cpu
 from saefast.ops.encode_gpu import encode_on_gpu
 from saefast.ops.encode_gradients import encode_gradients
-from saefast.ops.immediate import immediate, refuse_tangents
+from saefast.ops.immediate import immediate, refuse_transforms
 from saefast.ops.screens import screen_at
 from saefast.types import SparseCode
 
@@ -56,7 +56,7 @@ def topk_encode(
         )
     if immediate(x, weight, bias, scale):
         return _encode(x, weight, bias, scale, k, precision, impl, absolute)
-    refuse_tangents(x, weight, bias, scale)
+    refuse_transforms(x, weight, bias, scale)
     return SparseCode(*topk_encode_op(x, weight, bias, scale, k, precision, impl, absolute))
 
 

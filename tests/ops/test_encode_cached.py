@@ -310,3 +310,29 @@ def test_forward_mode_is_refused(variant: str) -> None:
         sae.encode(forward_ad.make_dual(x, x))
     with forward_ad.dual_level():
         assert torch.equal(sae.encode(x).values, sae.encode(x.clone()).values)
+
+
+@pytest.mark.parametrize("variant", ["topk", "relu"])
+def test_derivatives_by_torch_func_are_refused(variant: str) -> None:
+    """Torch's error would be about the autograd.Function that it makes of a custom op."""
+    sae, x = make(variant).requires_grad_(False), rows()
+    for transform in (torch.func.grad, torch.func.jacrev, each_with_gradient):
+        with pytest.raises(NotImplementedError, match=r"derivatives by torch\.func"):
+            transform(lambda y: sae(y).sum())(x)
+
+
+def each_with_gradient(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return torch.func.vmap(torch.func.grad(lambda row: function(row[None])))
+
+
+def test_other_operands_may_be_differentiated_by_torch_func() -> None:
+    sae, x = make().requires_grad_(False), rows()
+    gradient = torch.func.grad(lambda factor: (factor * sae(x)).sum())(torch.ones(()))
+    torch.testing.assert_close(gradient, sae(x).sum())
+
+
+@pytest.mark.parametrize("by_norm", [False, True])
+def test_devices_without_kernels_use_the_reference(by_norm: bool) -> None:
+    """The meta device stands for others, such as the GPUs of Apple."""
+    code = make(by_norm=by_norm).to("meta").encode(rows().to("meta"))
+    assert code.indices.shape == (len(rows()), K)
