@@ -375,6 +375,14 @@ def test_a_kept_part_of_features_explains_its_part() -> None:
     assert kept["few"] == pytest.approx(float(1 - rest.square().sum() / total), abs=1e-4)
 
 
+def test_a_row_of_zeros_is_close_to_no_feature() -> None:
+    world = PlantedWorld.create(10, 8)
+    rows = torch.cat([world.features[:4] * 3, torch.zeros(1, 8)])
+    best = world.best_cosine(rows)
+    assert best[:4].tolist() == pytest.approx([1] * 4)
+    assert torch.equal(best, world.best_cosine(rows[:4]).clamp(min=0))
+
+
 @pytest.mark.parametrize("options", [{"normalise": "layer_norm"}, {"skip": True}])
 def test_all_features_explain_as_much_as_an_sae_that_normalises_or_skips(options) -> None:
     world = orthogonal_world()
@@ -393,6 +401,11 @@ def test_all_features_explain_as_much_as_an_sae_that_normalises_or_skips(options
         (lambda: World(torch.eye(3), torch.zeros(1, 2)), ValueError, "one for each feature"),
         (lambda: World(torch.eye(3), torch.zeros(1, 3), seed=-1), ValueError, "seed"),
         (lambda: World([1.0], torch.zeros(1, 3)), TypeError, "features"),
+        (lambda: PlantedWorld.create(4, 8), ValueError, "active must be from 1 to 4"),
+        (lambda: PlantedWorld.create(0, 8), ValueError, "count"),
+        (lambda: PlantedWorld.create(9, 8, noise=-1), ValueError, "noise"),
+        (lambda: PlantedWorld.create(9, 8, seed=2**31), ValueError, "seed"),
+        (lambda: sphere_world(9, 8, l0=2, seed=-1), ValueError, "seed"),
         (
             lambda: World(torch.eye(2), torch.full((1, 2), 0.1), parent=torch.tensor([1, -1])),
             ValueError,

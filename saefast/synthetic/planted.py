@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saefast import checks
 from saefast.synthetic.world import unit_directions, world_generator
 
 
@@ -40,6 +41,12 @@ class PlantedWorld:
         Returns:
             World with `count` features.
         """
+        for name, value in (("count", count), ("d", d), ("active", active)):
+            checks.whole(name, value, 1)
+        checks.between("active", active, 1, count, "the number of features")
+        checks.at_least("noise", noise, 0)
+        checks.whole("seed", seed, 0)
+        checks.between("seed", seed, 0, 2**31 - 1, "half of the bits of torch's seeds")
         features = unit_directions(count, d, world_generator(seed))
         return cls(features, active, noise, seed)
 
@@ -64,11 +71,12 @@ class PlantedWorld:
         """Return the largest cosine of each true feature with a row of a dictionary.
 
         Args:
-            dictionary: [latents, d] directions, of any norm.
+            dictionary: [latents, d] directions, of any norm; cosines with rows of zeros are 0.
 
         Returns:
             [count] cosines.
         """
-        rows = dictionary.detach() / dictionary.detach().norm(dim=1, keepdim=True)
+        norms = dictionary.detach().norm(dim=1, keepdim=True)
+        rows = dictionary.detach() / norms.masked_fill(norms == 0, 1)
         cosines: Tensor = self.features @ rows.T
         return cosines.amax(dim=1)

@@ -229,6 +229,7 @@ def world_generator(seed: int) -> torch.Generator:
     SAEs draw their first directions from the plain seed: a world that did so, too, would initialise
     an SAE of the same seed with the truth.
     """
+    checks.whole("seed", seed, 0)
     drawn = np.random.SeedSequence([seed, int.from_bytes(b"world")]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(drawn[0] >> 1))
 
