@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import io
 import os
 import re
 import select
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given == ["--version"]:
         print(f"saefast {version('saefast')}")
         return 0
+    _escape_what_cannot_be_encoded()
     debug = "--debug" in given
     try:
         code = call(
@@ -107,6 +109,15 @@ def call(commands: dict[str, Callable[..., Any]], arguments: Sequence[str]) -> A
         sort_subcommands=False,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """Let stdout escape characters that its encoding lacks, as stderr does.
+
+    Otherwise a finished command would fail while it prints its result.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _discard_unread_output() -> bool:

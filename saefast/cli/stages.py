@@ -262,12 +262,13 @@ def dashboards(
             that sae_dashboard's own classes refuse.
     """
     from saefast.pipeline import settings_of
-    from saefast.pipeline.dashboards import write_dashboards
+    from saefast.pipeline.dashboards import check_dashboards, write_dashboards
     from saefast.pipeline.job import Job
 
     settings = settings_of(run)
-    run_stages(settings, run, "statistics", json_output)
     job = Job(run, settings, not json_output)
+    check_dashboards(job, features)
+    run_stages(settings, run, "statistics", json_output)
     written = write_dashboards(job, out, name=name, features=features, strict=strict)
     print_result(f"dashboards of {run}", {"files": len(written)}, written, json_output)
 

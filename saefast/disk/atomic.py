@@ -5,6 +5,7 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -103,7 +104,13 @@ def make_folder(folder: Path) -> None:
 
     Raises:
         FileExistsError: `folder` is a file, or below one.
+        ValueError: the path is not text, so that readers of safetensors could not open its files.
     """
+    if any("\ud800" <= letter <= "\udfff" for letter in str(folder)):
+        raise ValueError(
+            f"{str(folder)!a} must be text in the encoding of file names, "
+            f"{sys.getfilesystemencoding()}; choose or rename a folder"
+        )
     with explained(folder, "could not be created"):
         for each in reversed((folder, *folder.parents)):
             if not each.is_dir():

@@ -17,6 +17,24 @@ from saefast.report.neuronpedia import EXTRA, Corpus, dashboard_feature, extra_f
 from saefast.report.run_data import RunData
 
 
+def check_dashboards(job: Job, features: int | None) -> HarvestSettings:
+    """Return the settings of the harvest of a run; raise a ValueError if it has no dashboards.
+
+    Args:
+        job: run, before any of its stages.
+        features: number of features of each SAE, or None.
+    """
+    data = job.settings.data
+    if not isinstance(data, HarvestSettings):
+        raise ValueError(
+            f"{job.run} must be a run with a language model, whose text dashboards show: begin it "
+            f"with [harvest]"
+        )
+    if features is not None:
+        checks.whole("features", features)
+    return data
+
+
 def write_dashboards(
     job: Job,
     out: str | Path,
@@ -48,14 +66,7 @@ def write_dashboards(
     from saefast.evaluation.explaining.firings import firings
     from saefast.lm.unembedding import unembed
 
-    data = job.settings.data
-    if not isinstance(data, HarvestSettings):
-        raise ValueError(
-            f"{job.run} must be a run with a language model, whose text dashboards show: begin it "
-            f"with [harvest]"
-        )
-    if features is not None:
-        checks.whole("features", features)
+    data = check_dashboards(job, features)
     checks.whole("batch", batch)
     model = job.language_model
     text = token_text(job.held_out_rows, model.tokenizer)

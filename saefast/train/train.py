@@ -233,6 +233,8 @@ def _train_runs(
 
 def check_reports(log_to: Sequence[str], log_every: int, checkpoint_minutes: float) -> None:
     """Raise an error unless these can be arguments of `train_saes`."""
+    if isinstance(log_to, str):
+        raise TypeError(f"log_to must be a sequence of loggers, such as ({log_to!r},), got a str")
     for name in log_to:
         checks.one_of("log_to", name, LOGGERS)
     checks.whole("log_every", log_every, 1)

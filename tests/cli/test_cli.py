@@ -1,6 +1,7 @@
 """The command line."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -378,6 +379,17 @@ def test_the_quick_demo_finds_planted_features_within_a_minute(
     for each in worth:
         keep = {its["group"]: its["keep"] for its in each["groups"] if its["control"] == ""}
         assert keep["stable"] > 5 * keep["unstable"]
+
+
+def test_results_are_printed_in_any_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saefast.save_sae(saefast.SAE(8, 16, k=2, seed=0), tmp_path / "sae")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert main(["convert", str(tmp_path / "sae"), str(tmp_path / "übung")]) == 0
+    sys.stdout.flush()
+    assert printed.getvalue().endswith(rb"\xfcbung" + b"\n")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["info"]])

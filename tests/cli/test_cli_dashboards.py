@@ -122,3 +122,14 @@ def test_a_run_without_a_language_model_is_refused(
     assert main(["dashboards", str(planted_run), "--out", str(tmp_path / "out")]) == 1
     assert "must be a run with a language model" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refusal_comes_before_the_stages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = saefast.TrainConfig(latents=32, k=4, tokens=256, batch_size=128, seeds=(0, 1))
+    saefast.train_saes(torch.randn(256, 16), config, out=tmp_path / "run", progress=False)
+    before = sorted((tmp_path / "run").rglob("*"))
+    assert main(["dashboards", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 1
+    assert "must be a run with a language model" in capsys.readouterr().err
+    assert sorted((tmp_path / "run").rglob("*")) == before

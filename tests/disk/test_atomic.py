@@ -1,6 +1,7 @@
 """Folders and errors of atomic writes."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_every_new_folder_is_flushed_to_its_parent(
     for taken in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(FileExistsError, match=r"could not be created.* choose another folder"):
             atomic.make_folder(taken)
+
+
+def test_folders_have_names_that_are_text(tmp_path: Path) -> None:
+    """Readers of safetensors cannot open the files of another folder."""
+    with pytest.raises(ValueError, match=r"d\\udcebmo' must be text in the encoding of file names"):
+        atomic.make_folder(tmp_path / os.fsdecode(b"d\xebmo"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

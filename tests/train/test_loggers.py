@@ -96,6 +96,8 @@ def test_errors_name_missing_packages(
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="log_to must be one of tensorboard, wandb"):
         train_saes(ROWS, SMALL, progress=False, log_to=["file"])
+    with pytest.raises(TypeError, match=r"log_to must be a sequence .* \('wandb',\), got a str"):
+        train_saes(ROWS, SMALL, progress=False, log_to="wandb")
 
 
 def test_lines_of_later_steps_are_removed(tmp_path: Path) -> None:
