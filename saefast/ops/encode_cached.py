@@ -40,9 +40,12 @@ class CachedEncoder:
         k: int,
         scale: Tensor | None = None,
         scale_source: Tensor | None = None,
+        precision: str = _PRECISION,
         absolute: bool = False,
     ) -> SparseCode:
         """Compute `topk_encode`, with the same bits and gradients.
+
+        The weight stays packed for exact encodes only.
 
         If `scale` is recomputed for each call, `scale_source` is the tensor from which it is
         computed: the weight times `scale` is packed again when the source has changed.
@@ -50,8 +53,10 @@ class CachedEncoder:
         Returns:
             Code [n, k].
         """
-        if not Derived.tracks(x, weight, bias, scale, scale_source):
-            return topk_encode(x, weight, bias, k=k, scale=scale, absolute=absolute)
+        if precision != _PRECISION or not Derived.tracks(x, weight, bias, scale, scale_source):
+            return topk_encode(
+                x, weight, bias, k=k, scale=scale, precision=precision, absolute=absolute
+            )
         check_topk_encode(x, weight, bias, scale, k, _PRECISION)
         packed = self._pack(x, weight, scale, scale_source, k)
         operands = (x, weight, bias, scale)
@@ -68,10 +73,13 @@ class CachedEncoder:
         *,
         threshold: Tensor,
         width: int,
+        precision: str = _PRECISION,
     ) -> ThresholdCode:
-        """Compute `threshold_encode`, with the same bits and gradients."""
-        if not Derived.tracks(x, weight, bias, threshold):
-            return threshold_encode(x, weight, bias, threshold=threshold, width=width)
+        """Compute `threshold_encode`, with the same bits and gradients, see `topk`."""
+        if precision != _PRECISION or not Derived.tracks(x, weight, bias, threshold):
+            return threshold_encode(
+                x, weight, bias, threshold=threshold, width=width, precision=precision
+            )
         check_threshold_encode(x, weight, bias, None, threshold, width, _PRECISION)
         threshold = threshold.detach().to(torch.promote_types(weight.dtype, torch.float32))
         packed = self._pack(x, weight, None, None, width)

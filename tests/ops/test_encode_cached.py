@@ -221,6 +221,19 @@ def test_gradients_above_a_threshold_match_the_op() -> None:
         assert_same_bits(ours, theirs)
 
 
+@pytest.mark.parametrize("precision", ["exact", "bf16"])
+def test_both_precisions_match_the_ops(precision: str) -> None:
+    """Inside SAELens, the precision follows autocast."""
+    encoder, operands = CachedEncoder(), (rows(), rows(M), rows(M)[:, 0])
+    code = encoder.topk(*operands, k=K, precision=precision)
+    expected = saefast.topk_encode(*operands, k=K, precision=precision)
+    assert_same_bits(code.values, expected.values)
+    assert torch.equal(code.indices, expected.indices)
+    settings = {"threshold": torch.tensor(2.0), "width": M, "precision": precision}
+    above = encoder.above(*operands, **settings)
+    assert_same_bits(above.values, saefast.threshold_encode(*operands, **settings).values)
+
+
 def test_gradcheck_passes() -> None:
     encoder = CachedEncoder()
     operands = [part.double().requires_grad_() for part in (rows(3), rows(40), rows(40)[:, 0])]

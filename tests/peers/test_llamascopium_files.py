@@ -195,7 +195,7 @@ def test_unsupported_models_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use_glu_encoder must be False"):
         saefast.load_sae(tmp_path / "glu")
     saved(model_of("topk", norm_activation="batch-wise"), tmp_path / "batch")
-    with pytest.raises(ValueError, match="depends on the batch"):
+    with pytest.raises(ValueError, match="depend on the batch"):
         saefast.load_sae(tmp_path / "batch")
     settings = {"hook_points": ["a", "b"], "expansion_factor": 2, "norm_activation": "inference"}
     crosscoder = Crosscoder(CrosscoderConfig(d_model=D, act_fn="topk", top_k=K, **settings))

@@ -135,7 +135,7 @@ def test_both_have_the_values_of_the_lines(tmp_path: Path, offline: Path) -> Non
     kept = Kept(file)
     assert kept.reports() == expected
     assert kept.drawn_over.items() >= {"seed-0/*": "step", "seed-7/*": "step"}.items()
-    assert kept.config["configs"] == [json.loads(json.dumps(CONFIG.to_dict()))]
+    assert kept.config["configs"] == [json.loads(json.dumps(CONFIG.resolved().to_dict()))]
     assert kept.exits == 1
 
 
