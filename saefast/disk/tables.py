@@ -16,10 +16,21 @@ Table = Mapping[str, Any]
 """Columns of equal length by name: arrays, tensors on the CPU or lists."""
 
 
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: numbers that are not finite become None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file; numbers that are not finite become null."""
     make_folder(path.parent)
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     write_whole(path, f"{text}\n".encode())
 
 
@@ -100,14 +111,3 @@ def add_columns(path: Path, columns: Table) -> None:
     table = read_table(path)
     kept = {} if table is None else {name: table[name] for name in table.column_names}
     write_table(path, {**kept, **columns})
-
-
-def _plain(value: Any) -> Any:
-    """Replace numbers that are not finite by None, at any depth."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from saefast.disk.atomic import append, explained, flush_file, write_whole
+from saefast.disk.tables import plain
 
 LOGGERS = ("tensorboard", "wandb")
 
@@ -40,7 +41,10 @@ class Logger(Protocol):
 
 
 class JsonLines:
-    """Logger to RUN/metrics.jsonl: a line for every SAE and interval."""
+    """Logger to RUN/metrics.jsonl: a line for every SAE and interval.
+
+    Numbers that are not finite, such as the share of a variance of zero, are null.
+    """
 
     def __init__(self, path: Path, after: int) -> None:
         """Open the file and remove lines of steps after `after`, which will be taken again."""
@@ -58,7 +62,8 @@ class JsonLines:
 
     def write(self, label: str, step: int, values: Mapping[str, Any]) -> None:
         """See `Logger`."""
-        line = json.dumps({"step": step, "sae": label, **values}) + "\n"
+        record = plain({"step": step, "sae": label, **values})
+        line = json.dumps(record, allow_nan=False) + "\n"
         append(self._path, line.encode())
 
     def flush(self) -> None:

@@ -1,6 +1,8 @@
 """Loggers other than the lines of JSON."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -111,3 +113,14 @@ def test_lines_of_later_steps_are_removed(tmp_path: Path) -> None:
     path.write_text(whole + '{"step": 3, "lo')
     JsonLines(path, after=3).close()
     assert path.read_text() == whole
+
+
+def test_measures_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    """A batch of one row has no variance, and NaN is not valid JSON."""
+    settings = replace(SMALL, tokens=8, batch_size=1, seeds=(0, 1))
+    train_saes(ROWS, settings, out=tmp_path, progress=False)
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    for line in map(json.loads, text.splitlines()):
+        assert line["explained_variance"] is None
+        assert line["loss"] > 0
