@@ -56,8 +56,10 @@ def _is_record(value: Any) -> bool:
 class SparseCode(NamedTuple):
     """The active latents of n rows.
 
-    Within a row, values are in descending order; equal values are ordered by ascending index. Rows
-    with fewer active latents than others are padded with values and indices of zero.
+    Within a row, values are in descending order, of abstopk by absolute value; equal values are
+    ordered by ascending index. Codes of SAEs that select latents by another quantity (gated, or
+    `by_norm`) are in the order of that quantity. Rows with fewer active latents than others are
+    padded with values and indices of zero.
     """
 
     values: Tensor

@@ -13,6 +13,8 @@ from saefast import SAE, activation_matches, feature_statistics
 from saefast.evaluation.absorption.class_probes import columns_of
 from saefast.evaluation.absorption.words import absorbed_words
 from saefast.evaluation.explaining.firings import firings
+from saefast.evaluation.probing.one_task import Controls, Split, probe_latents
+from saefast.evaluation.probing.rules import RULES
 from saefast.evaluation.reconstruction import reconstruction
 from saefast.evaluation.row_sums import sums_of_sae
 
@@ -62,6 +64,24 @@ def test_firings_that_are_explained_and_correlations(pair: tuple[SAE, SAE]) -> N
     matches = activation_matches(pair, X, least_fires=2, progress=False)
     alive = matches.alive[0]
     assert (matches.matches[0, 1].partner[alive] == torch.arange(M)[alive]).all()
+
+
+def test_random_latents_of_probes_are_matched_by_absolute_activation() -> None:
+    x = torch.linspace(0.1, 6, M) * (torch.randn(N, M, generator=torch.Generator().manual_seed(3)))
+    x += 3 * (torch.arange(M) % 2 * 2 - 1)
+    labels = torch.arange(N) % 2 == 0
+    x[labels, M // 2] += 9
+    split = Split(labels, torch.arange(N) % 3 == 0, 0)
+    controls = Controls(draws=8, groups={"first": torch.arange(M) < M // 2})
+    expected, found = (
+        probe_latents(x * flip, split, RULES["saefast"], [1, 3], controls)
+        for flip in (1.0, torch.where(torch.arange(M) % 3 == 0, -1.0, 1.0))
+    )
+    assert found.shares == expected.shares
+    assert 0 < expected.shares["first"] < 1
+    assert torch.equal(found.near, expected.near)
+    for name, values in expected.groups.items():
+        assert found.groups[name] == pytest.approx(values), name
 
 
 def test_absorption(pair: tuple[SAE, SAE]) -> None:

@@ -140,9 +140,12 @@ def firings(
         numbers = part.numbers.to(torch.int32)
         for sae, its in zip(saes, parts, strict=True):
             code = code_of(sae, part.x)
-            values = code.values[:, :most].float().cpu().abs()
+            values, indices = code.values.float().cpu().abs(), code.indices.cpu()
+            if values.shape[1] > most:  # the values of a gated SAE are not in descending order
+                values, order = values.sort(dim=1, descending=True, stable=True)
+                values, indices = values[:, :most], indices.gather(1, order[:, :most])
             active = values > 0
-            indices = code.indices[:, :most].cpu()[active].to(torch.int32)
+            indices = indices[active].to(torch.int32)
             row = numbers[active.nonzero()[:, 0]]
             its.append((indices.numpy(), row.numpy(), values[active].numpy()))
     return [_by_latent(sae.m, one_pass.rows, its) for sae, its in zip(saes, parts, strict=True)]

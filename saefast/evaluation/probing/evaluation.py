@@ -69,8 +69,8 @@ def probe(
         groups: for each SAE its groups {name: [m] bool}, as returned by `Stability.groups`. Probes
             are also fitted on latents chosen from each group, and from random latents of the same
             activation mass.
-        mass: for each SAE the activation mass of its latents, [m]; None: the sum over the examples
-            of a task.
+        mass: for each SAE the activation mass of its latents, [m]; None: the sum of the lengths of
+            a latent's contributions over the examples of a task.
         draws: number of random sets, of permutations, and of mass-matched sets of each group.
         repeats: number of splits; the first gives the scores, the others estimate the variation of
             scores due to the split.

@@ -47,7 +47,7 @@ class Controls:
     groups: Mapping[str, Tensor] = field(default_factory=dict)
     """groups of latents, [m] bool"""
     mass: Tensor | None = None
-    """[m] activation mass; None: the sum over the examples times `norms`"""
+    """[m] activation mass; None: the sum of absolute values over the examples times `norms`"""
     norms: Tensor | None = None
     """[m] norms of decoder rows; None: all one"""
     number: int = 0
@@ -119,7 +119,7 @@ def probe_latents(
     shares: dict[str, float] = {}
     if controls is not None:
         live = (latents[train] != 0).any(0)
-        activity = latents.double().sum(0)
+        activity = latents.double().abs().sum(0)
         if controls.norms is not None:
             activity = activity * controls.norms.double()
         mass = activity if controls.mass is None else controls.mass.double()

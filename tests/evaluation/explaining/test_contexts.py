@@ -89,6 +89,22 @@ def test_firings_match_the_codes(stored: tuple[Path, TokenText]) -> None:
         assert found.fired.tolist() == (dense > 0).sum(0).tolist()
 
 
+def test_firings_are_the_largest_activations_of_a_dense_gated_code() -> None:
+    sae = saefast.SAE(16, 60, variant="gated", k=5, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        sae.r_mag.copy_(torch.randn(60, generator=generator))
+        x = torch.randn(20, 16, generator=generator)
+        code = sae.encode(x)
+    dense = torch.zeros(20, 60).scatter_(1, code.indices, code.values)
+    (found,) = firings(sae, x, most=4, progress=False)
+    kept = np.zeros((20, 60), dtype=np.float32)
+    kept[found.row, found.latent] = found.value
+    largest = dense.topk(4).values
+    np.testing.assert_array_equal(np.sort(kept, 1)[:, ::-1][:, :4], largest.numpy())
+    assert ((kept > 0).sum(1) == 4).all()
+
+
 def test_rows_of_dense_codes_keep_their_largest_values() -> None:
     sae = saefast.SAE(4, 2 * MOST_ACTIVE, variant="relu", seed=0)
     with torch.no_grad():
