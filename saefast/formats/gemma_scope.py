@@ -81,6 +81,6 @@ def _name(found: SourceFile, name: str) -> str:
 
 def _transcodes(found: SourceFile) -> bool:
     """Return whether the settings name another site for the output than for the input."""
-    hooks = [found.config.get(f"hf_hook_point_{side}") for side in ("in", "out")]
-    named = [found.config.get(name) for name in HOOKS]
-    return hooks[0] != hooks[1] or (named[1] is not None and named[0] != named[1])
+    sites = (("hf_hook_point_in", "hf_hook_point_out"), HOOKS)
+    named = [tuple(map(found.config.get, names)) for names in sites]
+    return any(y is not None and x != y for x, y in named)

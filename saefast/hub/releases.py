@@ -86,12 +86,13 @@ def find_released(release: str, sae_id: str | None) -> Released:
     format = _FORMATS[converter]
     scale = saes[sae_id].get("norm_scaling_factor") if format == "sae_lens" else None
     settings = dict(entry.get("config_overrides") or {}) if format == "sae_lens" else {}
-    if converter == "gemma_2_transcoder":
-        settings = _hooks_of_transcoder(str(saes[sae_id]["path"]))
+    place = str(saes[sae_id]["path"])
+    if format == "gemma_scope" and (converter == "gemma_2_transcoder" or "transcoder" in place):
+        settings = _hooks_of_transcoder(place, converter)
     active = re.search(r"-L0_(\d+)$", entry["repo_id"]) if format == "qwen_scope" else None
     return Released(
         repository=entry["repo_id"],
-        place=str(saes[sae_id]["path"]),
+        place=place,
         format=format,
         settings=settings,
         k=None if active is None else int(active.group(1)),
@@ -99,11 +100,12 @@ def find_released(release: str, sae_id: str | None) -> Released:
     )
 
 
-def _hooks_of_transcoder(path: str) -> dict[str, Any]:
-    """Return the sites of a transcoder of Gemma Scope, whose files do not distinguish it."""
+def _hooks_of_transcoder(path: str, converter: str) -> dict[str, Any]:
+    """Return the sites of a transcoder of Gemma Scope, whose files need not distinguish it."""
     layer = re.search(r"layer_(\d+)", path)
     block = "blocks" if layer is None else f"blocks.{layer[1]}"
-    names = (f"{block}.ln2.hook_normalized", f"{block}.hook_mlp_out")
+    site = "hook_mlp_in" if converter == "gemma_3" else "ln2.hook_normalized"
+    names = (f"{block}.{site}", f"{block}.hook_mlp_out")
     return dict(zip(HOOKS, names, strict=True))
 
 

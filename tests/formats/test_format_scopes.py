@@ -47,6 +47,18 @@ def test_gemma_scope_computes_its_formula(
     assert_same_bits(saefast.load_sae(again)(X), sae(X))
 
 
+@pytest.mark.parametrize("out", ["h", None])
+def test_gemma_scope_without_another_output_is_no_transcoder(
+    tmp_path: Path, out: str | None
+) -> None:
+    tensors = {"w_enc": ENC.T, "w_dec": DEC, "b_enc": B_ENC, "b_dec": B_DEC}
+    tensors["threshold"] = THRESHOLD
+    config = {"hf_hook_point_in": "h"} | ({} if out is None else {"hf_hook_point_out": out})
+    write_config(tmp_path, "config.json", config)
+    save_file(of_own_storage(tensors), tmp_path / "params.safetensors")
+    assert not saefast.load_sae(tmp_path).transcodes
+
+
 def test_gemma_scope_transcoder_with_a_skip(tmp_path: Path) -> None:
     dec, b_dec, skip = draw(M, D_OUT, seed=21), draw(D_OUT, seed=22), draw(D, D_OUT, seed=23)
     tensors = {"w_enc": ENC.T, "w_dec": dec, "b_enc": B_ENC, "b_dec": b_dec}

@@ -40,6 +40,13 @@ small-transcoders:
   saes:
   - id: layer_7/width_16k/average_l0_5
     path: layer_7/width_16k/average_l0_5
+small-scope-2:
+  conversion_func: gemma_3
+  model: small
+  repo_id: lab/small-scope-2
+  saes:
+  - id: transcoder/layer_7_width_16k_l0_big
+    path: transcoder/layer_7_width_16k_l0_big
 small-goodfire:
   conversion_func: goodfire
   model: small
@@ -83,17 +90,23 @@ def test_the_name_of_a_repository_gives_k(hub: Hub, registry: None, tmp_path: Pa
     assert (found.k, found.m) == (3, 20)
 
 
+@pytest.mark.parametrize(
+    ("release", "place", "site"),
+    [
+        ("small-transcoders", "layer_7/width_16k/average_l0_5", "ln2.hook_normalized"),
+        ("small-scope-2", "transcoder/layer_7_width_16k_l0_big", "hook_mlp_in"),
+    ],
+)
 def test_transcoders_of_gemma_scope_are_transcoders(
-    hub: Hub, registry: None, tmp_path: Path
+    hub: Hub, registry: None, tmp_path: Path, release: str, place: str, site: str
 ) -> None:
     """Their files are those of SAEs with outputs of the input's width; only the registry tells."""
     sae = saefast.SAE(6, 9, variant="jumprelu", k=3, seed=1, centred=False)
-    place = "layer_7/width_16k/average_l0_5"
-    hub.add("lab/small-transcoders", saefast.save_sae(sae, tmp_path / "a", "gemma_scope"), place)
-    found = saefast.load_sae("small-transcoders", sae_id=place)
+    hub.add(f"lab/{release}", saefast.save_sae(sae, tmp_path / "a", "gemma_scope"), place)
+    found = saefast.load_sae(release, sae_id=place)
     assert found.transcodes
     assert found.metadata["gemma_scope"] == {
-        "hook_name": "blocks.7.ln2.hook_normalized",
+        "hook_name": f"blocks.7.{site}",
         "hook_name_out": "blocks.7.hook_mlp_out",
     }
     x = torch.randn(5, 6)
