@@ -195,7 +195,6 @@ def subject_of_saes(
     """
     from saefast.lm import builtin_corpus, harvest, load_model
 
-    checks.device_here("device", device)
     saes = [load_sae(path) for path in paths]
     loaded = load_model(model, device=device, progress=progress)
     (held_out,) = harvest(

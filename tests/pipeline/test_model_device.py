@@ -92,8 +92,11 @@ def test_finished_stages_are_kept_on_another_device(
     for again in (settings_from(older), on(settings, "cuda")):
         outcomes = run_pipeline(again, tmp_path, until=UNTIL, resume=True, progress=False)
         assert all(each.skipped for each in outcomes)
+    begun: list[str] = []
+    options: dict[str, Any] = {"resume": True, "progress": False, "tell": begun.append}
     with pytest.raises(ValueError, match=r"device must be available, got 'cuda'"):
-        run_pipeline(on(settings, "cuda"), tmp_path, until="evaluate", resume=True, progress=False)
+        run_pipeline(on(settings, "cuda"), tmp_path, until="evaluate", **options)
+    assert not begun
 
 
 def test_records_from_before_there_was_a_choice_are_of_a_cpu(tmp_path: Path) -> None:
