@@ -35,7 +35,9 @@ def given_matches(matches: Any, side: str) -> list[PairMatches]:
     return found
 
 
-def check_pairs(pairs: PairMatches, each: Sequence[Dictionary], match: str) -> None:
+def check_pairs(
+    pairs: PairMatches, each: Sequence[Dictionary], alive: Sequence[Tensor], match: str
+) -> None:
     """Raise an error unless every pair is present, fits its dictionaries and fits `match`."""
     for s, t in permutations(range(len(each)), 2):
         if (s, t) not in pairs:
@@ -53,6 +55,15 @@ def check_pairs(pairs: PairMatches, each: Sequence[Dictionary], match: str) -> N
             raise ValueError(
                 f"{name}.partner must be below {each[t].m}, the size of dictionary {t}, got "
                 f"{int(one.partner.max())}"
+            )
+        mine = (alive[s] & (one.partner >= 0)).nonzero()[:, 0]
+        dead = mine[~alive[t][one.partner[mine]]]
+        if len(dead):
+            raise ValueError(
+                f"{name} must match alive features only, but the partner of feature "
+                f"{int(dead[0])}, {int(one.partner[dead[0]])}, is dead; match the same "
+                f"dictionaries, with the same firing rates, or give the alive features of "
+                f"activation_matches as alive"
             )
         if (one.proof is not None) != (match == "one_to_one"):
             made = "nearest" if one.proof is None else "one to one"

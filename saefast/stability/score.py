@@ -98,7 +98,7 @@ def score_stability(
             )
         found = given_matches(matches, side)
         for pairs in found:
-            check_pairs(pairs, each, match)
+            check_pairs(pairs, each, living, match)
     similarity, partner = _partners(found, living, match, same_partner)
     width = each[0].W_dec.shape[1]
     rule = StabilityRule(

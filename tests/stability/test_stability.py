@@ -345,6 +345,13 @@ def test_alive_masks_can_be_given():
     assert (result.score[0][15:] == 0).all()
     # Their copies have lost one of two partners.
     assert sorted(result.support[1].tolist()) == [2] * 5 + [3] * 15
+    # Matches of all features would count dead partners.
+    matches = saefast.match_all(rows, progress=False)
+    with pytest.raises(ValueError, match=r"matches\[1, 0\] must match alive features only"):
+        score(rows, alive=alive, matches=matches)
+    known = [Dictionary(one, firing_rate=its.float()) for one, its in zip(rows, alive, strict=True)]
+    matches = saefast.match_all(known, progress=False)
+    assert all(map(torch.equal, score(rows, alive=alive, matches=matches).score, result.score))
 
 
 def test_an_empty_dictionary_has_no_scores():
