@@ -37,8 +37,13 @@ _HELD_SOMETIMES = ("W_skip", "topk_threshold", "log_threshold", "scaling_factor"
 
 
 def recognises(found: SourceFile) -> bool:
-    """Return whether cfg.json lies beside W_enc and W_dec, which excludes sparsify's files."""
+    """Return whether cfg.json lies beside W_enc and W_dec, which excludes sparsify's files.
+
+    One that names an architecture is enough: some that are not supported have other tensors.
+    """
     named = found.config_path is not None and found.config_path.name == "cfg.json"
+    if named and {"architecture", "d_in", "d_sae"} <= found.config.keys():
+        return True
     return found.has("W_enc", "W_dec") and (named or {"d_in", "d_sae"} <= found.config.keys())
 
 

@@ -1,6 +1,7 @@
 """Source of an SAE: tensors by name, mapped into memory but not read, and their settings."""
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ _COMPANIONS = (
     "state.pt",
 )
 """Files that other libraries write beside an SAE."""
+_STATES = re.compile(r"(optimizer|lr_scheduler)_\d+\.pt|rank_\d+_state\.pt")
+"""Files that sparsify writes beside the folders of its SAEs."""
 _ENDS = ("pruned.safetensors", "pruned.pt", "final.safetensors", "final.pt")
 """File names of SAEs in a folder "checkpoints"; the first that exists is chosen."""
 BESIDE = ("sparsity.safetensors", "activation_whitening.safetensors", "activation_scaler.json")
@@ -242,7 +245,8 @@ def weights_among(names: Collection[str], where: str) -> str | None:
 
 
 def _may_hold_weights(name: str) -> bool:
-    return "/" not in name and Path(name).suffix in _SUFFIXES and name not in _COMPANIONS
+    other = name in _COMPANIONS or _STATES.fullmatch(name) is not None
+    return "/" not in name and Path(name).suffix in _SUFFIXES and not other
 
 
 def beside_sae(folder: Path) -> list[str]:

@@ -56,6 +56,14 @@ def configured(**config: Any) -> Break:
     return apply
 
 
+def both(first: Break, second: Break) -> Break:
+    def apply(folder: Path) -> None:
+        first(folder)
+        second(folder)
+
+    return apply
+
+
 def put(name: str, content: bytes) -> Break:
     return lambda folder: (folder / name).write_bytes(content) and None
 
@@ -101,6 +109,10 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "k true": (configured(k=True), "must give k as an integer"),
     "other architecture": (configured(architecture="temporal"), "architecture must be one of"),
     "architecture no name": (configured(architecture=[1]), "architecture must be one of"),
+    "other tensors": (
+        both(changed(W_enc=None, b_enc=None), configured(architecture="matching_pursuit")),
+        "architecture must be one of .*, got 'matching_pursuit'",
+    ),
     "other activation": (configured(activation_fn="tanh-relu"), "activation_fn must be"),
     "other scale": (configured(normalize_activations="zca"), "normalize_activations must be"),
     "other shape": (configured(reshape_activations="heads"), "reshape_activations must be"),

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.sae_files import (
     B_DEC,
     B_ENC,
@@ -16,6 +17,7 @@ from helpers.sae_files import (
     assert_computes,
     draw,
     safe,
+    some_sae,
     top,
     top_in_size,
     values,
@@ -60,6 +62,16 @@ def test_sparsify_signed_selects_by_absolute_value(tmp_path: Path) -> None:
     assert_computes(sae, top_in_size(values(X)))
     with pytest.raises(ValueError, match="stored as sparsify, which does not support variant"):
         saefast.save_sae(sae, tmp_path / "b", format="sparsify")
+
+
+def test_states_of_a_sparsify_run_are_no_saes(tmp_path: Path) -> None:
+    folder = saefast.save_sae(some_sae("topk"), tmp_path / "layers.3", format="sparsify")
+    for name in ("optimizer_0", "lr_scheduler_0", "rank_0_state", "state"):
+        torch.save({"global_step": torch.ones(())}, tmp_path / f"{name}.pt")
+    with pytest.raises(FileNotFoundError, match=r"one of its folders: layers\.3"):
+        saefast.load_sae(tmp_path)
+    (dictionary,) = saefast.load_dictionaries(tmp_path)
+    assert torch.equal(dictionary.W_dec, saefast.load_sae(folder).W_dec)
 
 
 def test_sparsify_groupmax_is_refused(tmp_path: Path) -> None:
