@@ -15,7 +15,8 @@ from saefast.activations.tensors import as_rows
 class IteratorActivations:
     """Activations from an iterable of tensors or arrays [n, d], cut into batches of equal size.
 
-    Items may differ in n, and may be pairs (rows, targets). Rows keep the order of the iterable,
+    Items may differ in n, and may be pairs (rows, targets), or tuples of rows alone, which a
+    DataLoader yields for a `TensorDataset` of one tensor. Rows keep the order of the iterable,
     which must shuffle them itself: the seed has no effect. An object that can be iterated again (a
     list, a DataLoader) is iterated again at every epoch; an iterator can be read only once. Batches
     before `start` are produced and discarded.
@@ -122,6 +123,8 @@ def _pair(item: object, number: int) -> tuple[Tensor, Tensor | None]:
     name = f"item {number} of source"
     if not isinstance(item, tuple | list):
         return as_rows(name, item), None
+    if len(item) == 1 and isinstance(item[0], Tensor | np.ndarray):
+        return as_rows(name, item[0]), None
     if len(item) != 2:
         raise ValueError(
             f"{name} must be rows [n, d] or a pair (rows, targets), got {len(item)} values; "

@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers.sources import D, numbered, take
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from saefast.activations import IteratorActivations
+from saefast.activations import IteratorActivations, open_activations
 
 
 def test_the_error_at_the_end_of_an_iterator_states_its_rows() -> None:
@@ -22,6 +23,15 @@ def test_an_iterator_is_read_once() -> None:
     next(source.batches(5, seed=0))
     with pytest.raises(ValueError, match="has been read"):
         source.batches(5, seed=0)
+
+
+def test_a_loader_of_one_tensor_yields_rows() -> None:
+    x = torch.randn(50, 3)
+    for rows in (DataLoader(TensorDataset(x), batch_size=8), [(x.numpy(),)], [[x]]):
+        batches = open_activations(rows).batches(20, seed=0)
+        first = next(batches)
+        assert torch.equal(first.x, x[:20])
+        assert first.target is None
 
 
 def test_an_iterator_may_reuse_memory() -> None:
