@@ -1,5 +1,6 @@
 """Modules that `import saefast` imports, and those imported on first use."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,16 @@ def test_other_names_raise() -> None:
         _ = saefast.studdies
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = saefast.integrations.nothing
+
+
+def test_a_checkout_before_the_package_is_named(tmp_path: Path) -> None:
+    """Python started in a checkout after `pip install .` finds the folder without _native."""
+    source = Path(saefast.__file__).parent
+    ignored = shutil.ignore_patterns("_native*", "__pycache__")
+    shutil.copytree(source, tmp_path / "saefast", ignore=ignored)
+    result = subprocess.run(
+        [sys.executable, "-c", "import saefast"], cwd=tmp_path, capture_output=True, text=True
+    )
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {tmp_path / 'saefast'} holds no compiled module")
+    assert last.endswith("start Python in another folder or with -P")

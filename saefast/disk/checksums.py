@@ -6,11 +6,22 @@ equal nevertheless has a probability of about 2^-64, as for any other change of 
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from saefast import _native as native
+try:
+    from saefast import _native as native
+except ImportError as error:
+    if find_spec("saefast._native") is not None:
+        raise
+    raise ImportError(
+        f"{Path(__file__).parents[1]} holds no compiled module: Python found a checkout before the "
+        f"installed package; run pip install . in the checkout, and start Python in another folder "
+        f"or with -P"
+    ) from error
 
 Piece = bytes | bytearray | memoryview
 """Contiguous bytes."""

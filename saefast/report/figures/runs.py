@@ -52,7 +52,7 @@ def training_curves(data: RunData) -> Figure:
 
 def threshold_curves(data: RunData) -> Figure:
     """Draw stability by the threshold of a match."""
-    stability = need(data.stability, "stability of features (saefast stability)")
+    stability = need(data.stability, "the stability of features (saefast stability)")
     xs = [point.threshold for point in stability.curve]
     chart = Chart(Scale(0, 1), Scale(0, 1), f"threshold ({data.similarity})", "share of features")
     for name, words, colour, kind in (
@@ -148,7 +148,7 @@ def pair_heat_map(data: RunData) -> Figure:
 
 def membership_donut(data: RunData) -> Figure:
     """Draw the number of SAEs that have each feature."""
-    need(data.stability, "stability of features (saefast stability)")
+    need(data.stability, "the stability of features (saefast stability)")
     support = np.asarray(data.alive("support"), int)
     count = len(data.seeds)
     shares = np.bincount(support, minlength=count + 1)[1:] / max(len(support), 1)
