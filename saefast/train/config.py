@@ -80,7 +80,9 @@ class TrainConfig:
     """for matryoshka: share of the latents in each nested group; the last group has the rest"""
     loss: Callable[[SAE, Tensor, Tensor], Tensor] | None = None
     """custom loss(sae, x, target) -> scalar that replaces the variant's and is differentiated by
-    autograd; None: the variant's loss"""
+    autograd; None: the variant's loss. A loss of batchtopk or matryoshka has to set
+    `sae.batch_threshold`, above which the SAE encodes: it is estimated by the variant's loss only,
+    and is zero initially"""
     precision: str = "exact"
     """exact; bf16: latents are selected by products of operands rounded to bfloat16; bf16_weights:
     the decoder is rounded as well when it is multiplied. Trained weights are float32 in any case"""

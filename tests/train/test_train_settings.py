@@ -137,6 +137,17 @@ def test_a_custom_loss_is_trained(tmp_path: Path) -> None:
         assert mine["fvu"] == pytest.approx(theirs["fvu"], rel=1e-3)
 
 
+def test_a_custom_loss_has_the_scheduled_k(tmp_path: Path) -> None:
+    def squared(sae: SAE, x: Tensor, target: Tensor) -> Tensor:
+        return (sae(x) - target).square().sum(1).mean()
+
+    trained = train(config(loss=squared, tokens=128 * 8), out=tmp_path, log_every=1)[0]
+    lines = metrics_of(tmp_path)
+    assert [line["k"] for line in lines] == [8, 6, 5, 4, 4, 4, 4, 4]
+    assert [round(line["l0"]) for line in lines] == [line["k"] for line in lines]
+    assert trained.k == 4
+
+
 @pytest.mark.parametrize(
     ("value", "kind", "complaint"),
     [

@@ -78,6 +78,13 @@ class Custom(Differentiated):
 
     def loss(self, sae: SAE, x: Tensor, target: Tensor, now: Current) -> Loss:
         """See `Objective`; x is encoded a second time for the reported statistics."""
+        last, sae.k = sae.k, now.k  # the function encodes by the SAE, which does not know `now`
+        try:
+            return self._with_statistics(sae, x, target)
+        finally:
+            sae.k = last
+
+    def _with_statistics(self, sae: SAE, x: Tensor, target: Tensor) -> Loss:
         value = self._function(sae, x, target)
         if not isinstance(value, Tensor):
             raise TypeError(f"loss must return a tensor [], got {type(value).__name__}")
