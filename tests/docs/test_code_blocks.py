@@ -6,6 +6,8 @@ stand-in is made before, and `SMALLER` replaces numbers and names in them.
 
 import ast
 import functools
+import importlib
+import itertools
 import re
 import shlex
 import tomllib
@@ -42,9 +44,14 @@ class Smaller(NamedTuple):
 
 
 def _prepare_model(names: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """Save a small model, and shorten the text that is tokenised whole to train without a store."""
     from helpers import tiny_lm
 
     tiny_lm.saved(Path("tiny"))
+    text = importlib.import_module("saefast.lm.builtin_corpus")
+    documents = text._documents
+    monkeypatch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    monkeypatch.setattr(text, "_documents", lambda kinds: itertools.islice(documents(kinds), 400))
 
 
 def _prepare_trained(names: dict[str, Any], request: pytest.FixtureRequest) -> None:

@@ -249,6 +249,7 @@ def test_the_command_matches_by_processes(
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds workers in /proc")
 @pytest.mark.parametrize("victim", ["worker", "driver"])
 def test_killed_processes_leave_a_matching_that_resumes(tmp_path: Path, victim: str) -> None:
+    """A killed worker is replaced; a killed command is repeated."""
     paths = written(tmp_path, [700] * 6, d=48)
     command = [sys.executable, "-P", "-m", "saefast", "match", *map(str, paths), "--one-to-one"]
     chance = random.Random(seed := int.from_bytes(os.urandom(4)))
@@ -274,7 +275,7 @@ def test_killed_processes_leave_a_matching_that_resumes(tmp_path: Path, victim: 
     assert (running.returncode == 0) == (victim == "worker"), output
     if victim == "driver":
         assert len(list((tmp_path / "many").glob("*.parquet"))) < 15
-    again = begin()
-    output, _ = again.communicate()
-    assert again.returncode == 0, output
+        again = begin()
+        output, _ = again.communicate()
+        assert again.returncode == 0, output
     assert content(tmp_path / "many") == by_one(paths, tmp_path / "one", one_to_one=True)
