@@ -13,7 +13,8 @@ from saefast.activations.store import ROWS
 from saefast.activations.writer import check_range
 from saefast.lm.harvest_plan import POSITIONS, TOKENS
 from saefast.lm.model import LanguageModel
-from saefast.lm.sites import capture, find_sites
+from saefast.lm.padded import BatchCapture
+from saefast.lm.sites import find_sites
 from saefast.lm.stored_tokens import StoredTokens
 
 
@@ -51,7 +52,7 @@ def write_part(
         dtype: dtype of the stores.
     """
     stored = StoredTokens(tokens)
-    sites = find_sites(model.model, [store.site for store in stores])
+    captured = BatchCapture(model, find_sites(model.model, [store.site for store in stores]))
     filling = [_Filling(store, about, dtype) for store in stores]
     numbers = {
         number
@@ -61,7 +62,7 @@ def write_part(
     }
     for number in sorted(numbers):
         batch = stored.batch(number, model.tokenizer, drop_bos)
-        seen = capture(model.model, sites, batch.ids)
+        seen = captured(batch)
         kept = batch.kept
         extras = {
             TOKENS: batch.ids[kept].to(torch.int32),

@@ -13,7 +13,8 @@ from saefast.lm.corpus import Texts
 from saefast.lm.harvest_plan import POSITIONS, TOKENS, PlannedStore, plan_harvest
 from saefast.lm.model import LanguageModel
 from saefast.lm.packing import Packing, TokenBatch
-from saefast.lm.sites import Site, capture
+from saefast.lm.padded import BatchCapture
+from saefast.lm.sites import Site
 from saefast.progress import ProgressBar
 
 
@@ -145,6 +146,7 @@ def _write(
     total = stores[0].tokens
     first = 0
     done = min(store.rows for store in stores)
+    captured = BatchCapture(model, sites)
     with ProgressBar("harvest", total=total, unit="tokens", progress=progress, done=done) as bar:
         for batch in batches:
             end = first + int(batch.kept.sum())
@@ -153,7 +155,7 @@ def _write(
             for store in stores:
                 store.check_tokens(first, tokens)
             if any(store.wants(end) for store in stores):
-                seen = capture(model.model, sites, batch.ids)
+                seen = captured(batch)
                 positions = kept.nonzero()[:, 1].to(torch.int32)
                 extras = {TOKENS: tokens, POSITIONS: positions}
                 for store, activations in zip(stores, seen, strict=True):

@@ -14,7 +14,8 @@ from saefast.lm.corpus import Corpus
 class TokenBatch(NamedTuple):
     """Contexts for one forward pass; short ones are padded on the right.
 
-    Padding is not masked: in a causal model no token depends on later ones.
+    In a causal model no token depends on later ones, so padding needs no mask; `BatchCapture` masks
+    it in others.
     """
 
     ids: Tensor

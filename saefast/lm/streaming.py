@@ -17,6 +17,7 @@ from saefast.lm.builtin_corpus import or_builtin
 from saefast.lm.corpus import Corpus, Texts
 from saefast.lm.model import LanguageModel, check_context, check_model
 from saefast.lm.packing import Packing, TokenBatch
+from saefast.lm.padded import BatchCapture
 from saefast.lm.sites import capture, find_sites
 from saefast.progress import ProgressBar
 
@@ -73,6 +74,7 @@ class LMActivations(Shuffled):
         check_dtype(dtype)
         self._model = model
         self._sites = find_sites(model.model, [site] if target is None else [site, target])
+        self._captured = BatchCapture(model, self._sites)
         packing = Packing(context, batch_size, drop_bos, packed, prepend_bos)
         check_context(model, context)
         if tokens is not None:
@@ -133,7 +135,7 @@ class LMActivations(Shuffled):
             if begin >= end:
                 break
             batch = self._batches_of_tokens[number]
-            seen = capture(self._model.model, self._sites, batch.ids.long())
+            seen = self._captured(batch)
             # The host knows the kept positions, so it need not wait for the device.
             kept = batch.kept.flatten().nonzero().flatten()[max(0, first - begin) : end - begin]
             pieces.append([x.flatten(0, 1).index_select(0, kept.to(x.device)) for x in seen])

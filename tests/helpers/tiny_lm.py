@@ -10,6 +10,8 @@ import torch
 pytest.importorskip("transformers", reason="needs saefast[lm]")
 
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -71,6 +73,22 @@ def gpt2(dtype: torch.dtype = torch.float32) -> LanguageModel:
     config.initializer_range = 0.3
     model = GPT2LMHeadModel(config).to(dtype).eval().requires_grad_(False)
     return LanguageModel(model, tokenizer(), "tiny gpt2")
+
+
+def encoder(dtype: torch.dtype = torch.float32) -> LanguageModel:
+    """Return a BERT of two layers, in which tokens attend to later ones."""
+    torch.manual_seed(2)
+    config = BertConfig(
+        vocab_size=258,
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=40,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    model = BertLMHeadModel(config).to(dtype).eval().requires_grad_(False)
+    return LanguageModel(model, tokenizer(), "tiny encoder")
 
 
 def saved(folder: Path) -> Path:

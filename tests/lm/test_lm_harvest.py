@@ -198,7 +198,7 @@ class TestHarvest:
             return capture(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr("saefast.lm.harvesting.capture", interrupted)
+            patch.setattr("saefast.lm.padded.capture", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 harvest(llama(), sites, out=out, **settings, resume=True)
         resumed = harvest(llama(), sites, out=out, **settings, resume=True)
@@ -211,7 +211,7 @@ class TestHarvest:
         # Finished rows are not computed again.
         with monkeypatch.context() as patch:
             passes[:] = [0, 1, 2]
-            patch.setattr("saefast.lm.harvesting.capture", interrupted)
+            patch.setattr("saefast.lm.padded.capture", interrupted)
             harvest(llama(), sites, out=out, **settings, resume=True)
         with pytest.raises(FileExistsError, match="resume=True"):
             harvest(llama(), sites, out=out, **settings)

@@ -63,7 +63,7 @@ class TestStreaming:
         whole = list(itertools.islice(stream.batches(32, seed=5), 70))
         assert 2 * stream.rows < len(whole) * 32  # and epochs
         for start in (1, 7, 60):
-            monkeypatch.setattr("saefast.lm.streaming.capture", counted)
+            monkeypatch.setattr("saefast.lm.padded.capture", counted)
             passes.clear()
             batch = next(stream.batches(32, seed=5, start=start))
             assert len(passes) <= 4  # one or two windows, of two passes each
@@ -85,7 +85,7 @@ class TestStreaming:
             passes.append(arguments)
             return capture(*arguments)
 
-        monkeypatch.setattr("saefast.lm.streaming.capture", counted)
+        monkeypatch.setattr("saefast.lm.padded.capture", counted)
         memory = (lambda name, shape, dtype: torch.empty(shape, dtype=dtype)) if ahead else None
         batches = stream.batches(30, seed=0, memory=memory)
         first = {}
@@ -108,7 +108,7 @@ class TestStreaming:
         def elsewhere(*arguments: Any) -> Any:
             return [seen.to("meta") for seen in capture(*arguments)]
 
-        monkeypatch.setattr("saefast.lm.streaming.capture", elsewhere)
+        monkeypatch.setattr("saefast.lm.padded.capture", elsewhere)
         batch = next(stream.batches(32, seed=5))
         assert (batch.x.device.type, batch.x.shape) == ("meta", (32, D))
         assert batch.target is not None

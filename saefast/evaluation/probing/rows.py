@@ -10,7 +10,8 @@ from torch import Tensor
 from saefast.evaluation.probing.tasks.labelled import LabelledTask, Span
 from saefast.lm.model import LanguageModel
 from saefast.lm.packing import beginning, token_batch
-from saefast.lm.sites import Site, capture
+from saefast.lm.padded import BatchCapture
+from saefast.lm.sites import Site
 from saefast.sae import SAE, code_of
 
 POOLS = ("mean", "last", "max")
@@ -124,9 +125,9 @@ def task_rows(
     kept[empty, last[empty]] = True
     places = [_places(task, kept, offsets) for task in tasks]
     rows: list[Tensor] = [torch.zeros(0)] * len(tasks)
+    captured = BatchCapture(model, [site])
     for texts in batches:
-        ids = token_batch([tokens[text] for text in texts], model.tokenizer, drop_bos).ids
-        (seen,) = capture(model.model, [site], ids)
+        (seen,) = captured(token_batch([tokens[text] for text in texts], model.tokenizer, drop_bos))
         slot = torch.full((len(tokens),), -1)
         slot[texts] = torch.arange(len(texts))
         for number, (_, text, position) in enumerate(places):
