@@ -11,6 +11,7 @@ from saefast import checks
 from saefast.lm.logits import for_contexts, logits_and_cache
 from saefast.lm.model import LanguageModel, check_model
 from saefast.lm.nucleus import drawn_tokens, ends_of_text
+from saefast.lm.packing import prompt_tokens
 from saefast.lm.sites import capture, find_site, main_tensor, with_main_tensor
 from saefast.lm.suffix import Suffix
 
@@ -71,7 +72,7 @@ class Opening:
         check_model(model)
         checks.whole("batch_size", batch_size)
         checks.at_least("batch_size", batch_size, 1)
-        ids = list(model.tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt)
+        ids = prompt_tokens(model.tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise ValueError(f"prompt must hold at least one token, got {prompt!r}")
         self.model, self.site = model.model, find_site(model.model, site)

@@ -107,6 +107,18 @@ def beginning(tokenizer: Any, prepend_bos: bool | None = None) -> list[int]:
     return [bos] if prepend_bos else []
 
 
+def prompt_tokens(tokenizer: Any, text: str) -> list[int]:
+    """Return the tokens of a text that is continued, which begins like the contexts of a harvest.
+
+    An end of text, which some tokenizers append, is left out.
+
+    Args:
+        tokenizer: the tokenizer.
+        text: the text.
+    """
+    return beginning(tokenizer) + _encoder(tokenizer)(text)
+
+
 def token_batch(contexts: Sequence[Sequence[int]], tokenizer: Any, drop_bos: bool) -> TokenBatch:
     """Pad contexts on the right to the length of the longest.
 

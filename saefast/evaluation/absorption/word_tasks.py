@@ -10,6 +10,7 @@ from torch import Tensor
 
 from saefast import checks
 from saefast.activations.order import permutation
+from saefast.lm.packing import prompt_tokens
 
 FIRST_LETTER = "first letter"
 
@@ -142,7 +143,7 @@ def prefix_of(
         for place in used
     ]
     text = "\n".join([*lines, template.partition("{word}")[0]])
-    ids = tokenizer(text)["input_ids"]
+    ids = prompt_tokens(tokenizer, text)
     bos = tokenizer.bos_token_id
     if not ids:
         ids = [0 if bos is None else bos]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saefast.evaluation.editing.facts import PLACE, Facts
+from saefast.lm.packing import beginning
 
 _OPENINGS = ("'", '"', "(", "[", "{", "`")
 """Ends of templates after which a value follows without a space"""
@@ -45,9 +46,10 @@ def prompt(tokenizer: Any, template: str, entity: str) -> Prompt:
     """
     before, after = template.split(PLACE)
     end = len(before) + len(entity)
-    ids, spans = _with_spans(tokenizer, f"{before}{entity}{after}".rstrip(), special=True)
+    ids, spans = _with_spans(tokenizer, f"{before}{entity}{after}".rstrip())
     ending = [number for number, (start, stop) in enumerate(spans) if start < end and stop > start]
-    return Prompt(ids, ending[-1])
+    begin = beginning(tokenizer)
+    return Prompt(begin + ids, len(begin) + ending[-1])
 
 
 def answers(tokenizer: Any, facts: Facts, attribute: str, template: str) -> Answers:
@@ -59,7 +61,7 @@ def answers(tokenizer: Any, facts: Facts, attribute: str, template: str) -> Answ
 
     def tokens(value: str) -> tuple[int, ...]:
         if value not in known:
-            ids, spans = _with_spans(tokenizer, f"{carrier}{between}{value}", special=False)
+            ids, spans = _with_spans(tokenizer, f"{carrier}{between}{value}")
             first = sum(start < len(carrier) for start, _ in spans)
             known[value] = tuple(ids[first:])
         return known[value]
@@ -95,14 +97,12 @@ def padded(texts: Sequence[Sequence[int]]) -> Tensor:
     return ids
 
 
-def _with_spans(
-    tokenizer: Any, text: str, *, special: bool
-) -> tuple[list[int], list[tuple[int, int]]]:
+def _with_spans(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the tokens of a text, and the characters [start, stop) of each."""
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(
             f"the model's tokenizer must be a fast tokenizer, which states the position of each "
             f"token in the text, got {type(tokenizer).__name__}; load it with use_fast=True"
         )
-    found = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return list(found["input_ids"]), [tuple(span) for span in found["offset_mapping"]]

@@ -10,6 +10,7 @@ from saefast.evaluation.explaining.judges.prompts import shown
 from saefast.evaluation.explaining.judges.protocol import Floats, FreeJudge, Question
 from saefast.lm.logits import Continuations, shared_length
 from saefast.lm.model import LanguageModel, check_model
+from saefast.lm.packing import prompt_tokens
 from saefast.progress import ProgressBar
 
 _HEAD = {
@@ -86,7 +87,7 @@ class LocalJudge(FreeJudge):
         """Compute the log-odds after prompts with a common prefix, which is read once."""
         if not prompts:
             return
-        ids = [self._model.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        ids = [prompt_tokens(self._model.tokenizer, prompt) for prompt in prompts]
         shared = shared_length(ids)
         reader = Continuations(self._model.model, ids[0][:shared])
         order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
