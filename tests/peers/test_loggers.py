@@ -121,6 +121,13 @@ class Kept:
         return found
 
 
+def kept_in(room: Path) -> Kept:
+    """Return the content of the only run after the end of wandb's process, which writes it late."""
+    wandb.teardown()
+    (file,) = room.rglob("*.wandb")
+    return Kept(file)
+
+
 def _items(items: Any) -> Values:
     return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in items}
 
@@ -131,8 +138,7 @@ def test_both_have_the_values_of_the_lines(tmp_path: Path, offline: Path) -> Non
     assert expected.keys() == {(f"seed-{seed}", step) for seed in (0, 7) for step in (2, 4, 6)}
     assert expected["seed-0", 6]["loss"] != expected["seed-7", 6]["loss"]
     assert in_tensorboard(tmp_path / "tensorboard") == as_tensorboard_keeps(expected)
-    (file,) = offline.rglob("*.wandb")
-    kept = Kept(file)
+    kept = kept_in(offline)
     assert kept.reports() == expected
     assert kept.drawn_over.items() >= {"seed-0/*": "step", "seed-7/*": "step"}.items()
     assert kept.config["configs"] == [json.loads(json.dumps(CONFIG.resolved().to_dict()))]
@@ -146,8 +152,7 @@ def test_an_active_run_of_wandb_is_used_and_not_ended(tmp_path: Path, offline: P
     trained(tmp_path, "wandb")
     mine.log({"mine": 40})
     mine.finish()
-    (file,) = offline.rglob("*.wandb")
-    kept = Kept(file)
+    kept = kept_in(offline)
     assert [line["mine"] for line in kept.lines if "mine" in line] == list(range(41))
     kept.lines = [line for line in kept.lines if "mine" not in line]
     assert kept.reports() == in_json(tmp_path)
