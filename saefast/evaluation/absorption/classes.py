@@ -1,5 +1,6 @@
 """Absorption in one SAE, over the words of all classes that probes identify."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -123,7 +124,7 @@ class Absorbed:
     centred: Tensor
     """[words] float64 fraction with the mean row subtracted from the activations"""
     mismatched: Tensor
-    """[words] float64 fraction with the main latents of another class"""
+    """[words] float64 fraction with the main latents of another class; NaN if there is none"""
     share: tuple[tuple[Tensor, Tensor], ...]
     """for each class the absorbing latents [words, 3], -1 for none, and their parts of `fraction`
     [words, 3]"""
@@ -187,12 +188,18 @@ def absorbed_classes(sae: SAE, code: SparseCode, split: Split) -> Absorbed:
         fraction=torch.cat([each.fraction for each in plain]),
         full=torch.cat([each.full.double() for each in plain]),
         centred=torch.cat([each.fraction for each in centred]),
-        mismatched=torch.cat([each.fraction for each in mismatched]),
+        mismatched=_of_other_classes(mismatched),
         share=tuple((each.absorbers, _shared(each)) for each in plain),
         main=tuple(main),
         main_f1=main_f1,
         m=sae.m,
     )
+
+
+def _of_other_classes(mismatched: Sequence[AbsorbedWords]) -> Tensor:
+    """Return the fractions of all words, [words] float64; NaN where there is only one class."""
+    fraction = torch.cat([each.fraction for each in mismatched])
+    return fraction if len(mismatched) > 1 else torch.full_like(fraction, torch.nan)
 
 
 def _shared(words: AbsorbedWords) -> Tensor:

@@ -25,7 +25,8 @@ MAIN_COUNT = "main latents"
 CONVENTIONS = {
     PRIMARY: "contribution of absorbing latents to a word's projection on the probe of its class, "
     "as a share of their and the main latents' contributions, mean over held-out words whose class "
-    "a probe recognises; less is better. floor: with the main latents of another class; ceiling: 0",
+    "a probe recognises; less is better. floor: with the main latents of another class, unknown if "
+    "there is none; ceiling: 0",
     CENTRED: "the same with the mean taken from the activation, which no latent explains",
     FULL: "share of those words in which no main latent fires and another contributes most",
     MAIN_F1: "F1 of a logistic regression on the main latents, on held-out words. floor: assigning "

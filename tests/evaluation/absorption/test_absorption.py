@@ -364,3 +364,15 @@ def test_words_have_the_prompt_before_them() -> None:
         words_of({"ab": "x"}, tokenizer)
     with pytest.raises(ValueError, match="first letter"):
         words_of("last letter", tokenizer)
+
+
+def test_a_single_class_has_no_floor() -> None:
+    sae = saefast.SAE(16, 64, k=4, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(400, 16, generator=generator)
+    labels = torch.where(torch.arange(400) % 2 == 0, 0, -1)
+    rows[labels == 0, 0] += 4
+    found = absorb_rows(rows, labels, ["a"], sae, progress=False)
+    score = found.overall("absorption fraction")
+    assert 0 <= score.value < 1
+    assert math.isnan(score.floor)
