@@ -55,10 +55,10 @@ class Encode(NamedTuple):
 
         With `absolute` a row of the block may be in a list twice, once for each sign.
         """
-        weight = torch.cat([block, -block]) if self.absolute else block
-        bias = None if price is None else -(price.repeat(2) if self.absolute else price)
+        weight, signs = _signed(block, self.absolute)
+        bias = None if price is None else -price.repeat_interleave(signs)
         if not gpu.has(block):
-            return lambda x, k: _folded(topk_encode(x, weight, bias, k=k), len(block))
+            return lambda x, k: _folded(topk_encode(x, weight, bias, k=k), signs)
         small, few = weight.float(), None if bias is None else bias.float()
         largest = 0.0 if bias is None else float(bias.abs().amax())
         error = _float32_error(block.shape[1], 2.0**-24) + 2.0**-22 * largest
@@ -67,7 +67,7 @@ class Encode(NamedTuple):
             code = topk_encode(x, small, few, k=k)
             return code.values, code.indices
 
-        return settled(candidates, weight, bias, error, len(block))
+        return settled(candidates, weight, bias, error, signs)
 
 
 class Faiss(NamedTuple):
@@ -90,7 +90,7 @@ class Faiss(NamedTuple):
         """
         if price is not None:
             return Encode(self.absolute).prepare(block, price)
-        weight = torch.cat([block, -block]) if self.absolute else block
+        weight, signs = _signed(block, self.absolute)
         index, on_gpu = _index(self.kind, weight.float().cpu().numpy())
 
         def candidates(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -105,12 +105,12 @@ class Faiss(NamedTuple):
         # On a GPU, FAISS allows TF32, whose operands have eleven bits.
         error = _float32_error(block.shape[1], 2.0**-11 if on_gpu else 2.0**-24)
         if self.exact:
-            return settled(candidates, weight, None, error, len(block))
-        return lambda x, k: _approximate(candidates, x, weight, k, len(block))
+            return settled(candidates, weight, None, error, signs)
+        return lambda x, k: _approximate(candidates, x, weight, k, signs)
 
 
 def settled(
-    candidates: Candidates, weight: Tensor, bias: Tensor | None, error: float, size: int
+    candidates: Candidates, weight: Tensor, bias: Tensor | None, error: float, signs: int
 ) -> Find:
     """Return an exact search from candidates whose scores have an error of at most `error`.
 
@@ -130,7 +130,7 @@ def settled(
             for rows in torch.split(doubtful, max(1, x.shape[1] // _SCORES_AT_ONCE)):
                 full = topk_encode(x[rows], weight, bias, k=width)
                 values[rows], indices[rows] = _rescored(x[rows], weight, bias, full.indices)
-        return _folded(SparseCode(values[:, :k], indices[:, :k]), size)
+        return _folded(SparseCode(values[:, :k], indices[:, :k]), signs)
 
     return find
 
@@ -141,13 +141,14 @@ def _doubtful(values: Tensor, last: Tensor, error: float) -> Tensor:
 
 
 def _approximate(
-    candidates: Candidates, x: Tensor, weight: Tensor, k: int, size: int
+    candidates: Candidates, x: Tensor, weight: Tensor, k: int, signs: int
 ) -> SparseCode:
     _, indices = candidates(x.float(), k)
     found = indices >= 0  # an index may find fewer than k
-    values: Tensor = gather_dots(x, weight, indices.clamp(min=0)).where(found, -torch.inf)
+    indices = indices.clamp(min=0)
+    values: Tensor = gather_dots(x, weight, indices).where(found, -torch.inf)
     order = values.sort(dim=1, descending=True, stable=True).indices
-    return _folded(SparseCode(values.gather(1, order), indices.gather(1, order)), size)
+    return _folded(SparseCode(values.gather(1, order), indices.gather(1, order)), signs)
 
 
 def _rescored(
@@ -162,9 +163,18 @@ def _rescored(
     return values.gather(1, order), indices.gather(1, order)
 
 
-def _folded(code: SparseCode, size: int) -> SparseCode:
-    """Replace the indices of opposites by those of the rows they are opposite to."""
-    return code._replace(indices=code.indices % size)  # -1 (none) has a value of -infinity
+def _signed(block: Tensor, absolute: bool) -> tuple[Tensor, int]:
+    """Return the rows to search, and their number for each row of the block.
+
+    With `absolute` each row is followed by its opposite, so that equal similarities of either sign
+    are in the order of the block.
+    """
+    return (torch.stack([block, -block], 1).flatten(0, 1), 2) if absolute else (block, 1)
+
+
+def _folded(code: SparseCode, signs: int) -> SparseCode:
+    """Replace the indices of searched rows by those of the rows of the block."""
+    return code._replace(indices=code.indices // signs)
 
 
 def _float32_error(d: int, operand: float) -> float:
