@@ -172,7 +172,7 @@ def _losses(
 ) -> dict[str, list[tuple[Floats, Floats]]]:
     """Return by condition, for each SAE, the cross entropy and divergence of each context.
 
-    Both are per prediction; contexts without predictions are left out.
+    Both are sums over the predictions of a context; contexts without any are left out.
     """
 
     def replacements(x: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -69,8 +69,9 @@ class Clusters:
 def find_clusters(stability: Stability) -> Clusters:
     """Group the alive features of all dictionaries into clusters of mutual matches.
 
-    The clusters do not depend on the order of dictionaries or features. With match="nearest", links
-    connect mutual nearest features.
+    The clusters do not depend on the order of dictionaries or features, unless several features are
+    equally similar, where matches follow the order. With match="nearest", links connect mutual
+    nearest features.
 
     Args:
         stability: result of `score_stability`.
