@@ -277,7 +277,7 @@ class SAE(nn.Module):
         Raises:
             ValueError: the SAE normalises rows and `x` is None.
         """
-        if not isinstance(code, tuple):
+        if not isinstance(code, SparseCode | ThresholdCode):
             raise TypeError(
                 f"code must be a SparseCode, as encode returns, got {type(code).__name__}"
             )

@@ -132,6 +132,11 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         "code must be a SparseCode, as encode returns, got Tensor",
     ),
+    "a pair of tensors decoded": (
+        lambda: SAES[0].decode((X, X)),  # type: ignore[arg-type]
+        TypeError,
+        "code must be a SparseCode, as encode returns, got tuple",
+    ),
     "weights saved": (
         lambda: saefast.save_sae(SAES[0].state_dict(), "x"),  # type: ignore[arg-type]
         TypeError,
