@@ -140,21 +140,15 @@ def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def cpu_or_cuda(name: str, value: torch.device | str) -> torch.device:
     """Return the device with a name; raise a ValueError unless it names a CPU or a CUDA GPU."""
-    try:
-        where = torch.device(value)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(_not_a_device(name, value)) from error
+    where = _named_device(name, value)
     if where.type not in ("cpu", "cuda"):
-        raise ValueError(_not_a_device(name, value))
+        raise _not_a_device(name, value)
     return where
 
 
 def device_here(name: str, value: torch.device | str) -> torch.device:
     """Return the device with a name; raise a ValueError if torch does not have it."""
-    try:
-        where = torch.device(value)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(_not_a_device(name, value)) from error
+    where = _named_device(name, value)
     if where.type != "cuda":
         return where
     if not torch.cuda.is_available():
@@ -242,8 +236,15 @@ def _dimensions(name: str, value: Tensor, shape: str) -> None:
         )
 
 
-def _not_a_device(name: str, value: object) -> str:
-    return f"{name} must be cpu, cuda or cuda:NUMBER, got {value!r}"
+def _named_device(name: str, value: torch.device | str) -> torch.device:
+    try:
+        return torch.device(value)
+    except (RuntimeError, TypeError) as error:
+        raise _not_a_device(name, value) from error
+
+
+def _not_a_device(name: str, value: object) -> ValueError:
+    return ValueError(f"{name} must be cpu, cuda or cuda:NUMBER, got {value!r}")
 
 
 def _dtype(value: Tensor) -> str:

@@ -201,7 +201,7 @@ def check_run(job: Job, until: str) -> None:
 
 
 def check_here(job: Job, until: str) -> None:
-    """Raise if an unfinished stage up to one needs a device, package or SAE that is not here."""
+    """Raise an error if an unfinished stage up to `until` lacks its device, packages or SAEs."""
     data, wanted = job.settings.data, _needed(until)
     if "train" in wanted and job.knows_rows and not is_finished(job, "train"):
         check_training(job)

@@ -299,7 +299,7 @@ class RunSettings:
 
 
 def _check_rows(settings: object, *names: str) -> None:
-    """Raise unless there are two rows at least, as a covariance needs."""
+    """Raise an error unless there are at least two rows, which a covariance needs."""
     for name in names:
         checks.whole(name, getattr(settings, name), 2)
 

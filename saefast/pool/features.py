@@ -240,7 +240,7 @@ def _shifted_bias(each: Sequence[Dictionary], b_dec: Tensor | None) -> list[Tens
 
 
 def _centred(each: Sequence[Dictionary]) -> bool:
-    """Return whether the pool is centred: unless no dictionary is."""
+    """Return whether any dictionary is centred, and so the pool."""
     return any(its.centred for its in each)
 
 

@@ -6,29 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.loads import record_loads
 
-from saefast import checks, lm
+from saefast import lm
 from saefast.activations import StoreActivations
 from saefast.cli import main
 from saefast.disk.tables import read_json
-from saefast.pipeline import judges
 from saefast.pipeline.stages import explain
 
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Load models on the CPU, and return names and devices asked for; all devices are here."""
-    asked: list[tuple[str, str]] = []
-    load = lm.load_model
-
-    def recorded(name: str, *, device: Any = "cpu", **options: Any) -> lm.LanguageModel:
-        asked.append((Path(name).name, str(device)))
-        return load(name, **options)
-
-    monkeypatch.setattr(lm, "load_model", recorded)
-    monkeypatch.setattr(judges, "load_model", recorded)
-    monkeypatch.setattr(checks, "device_here", lambda _, value: torch.device(value))
-    return asked
+    return record_loads(monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,13 @@ def write_gguf(path: Path) -> None:
     writer.close()
 
 
+def write_texts(folder: Path, count: int = 40) -> None:
+    """Write short texts into a new folder."""
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number}.txt").write_text(f"Text number {number}. " * 9)
+
+
 def harvest_of(folder: Path, *, tokens: int, held_out: int) -> dict[str, Any]:
     """Return settings to harvest rows of `folder`/model on the texts in `folder`/texts."""
     return {

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_lm import harvest_of, saved
+from helpers.loads import record_loads
+from helpers.tiny_lm import harvest_of, saved, write_texts
 
-from saefast import TrainConfig, checks, lm
+from saefast import TrainConfig
 from saefast.disk.tables import read_json, write_json
 from saefast.pipeline import HarvestSettings, RunSettings, TrainerSettings, run_pipeline
 from saefast.pipeline.job import Job
@@ -26,9 +27,7 @@ UNTIL = "stability"
 def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
     folder = tmp_path_factory.mktemp("device")
     saved(folder / "model")
-    (folder / "texts").mkdir()
-    for number in range(40):
-        (folder / "texts" / f"{number}.txt").write_text(f"Text number {number}. " * 9)
+    write_texts(folder / "texts")
     return RunSettings(
         HarvestSettings(**harvest_of(folder, tokens=600, held_out=100)),
         TrainConfig(latents=40, k=3, seeds=(0, 1), tokens=800, batch_size=64),
@@ -42,18 +41,8 @@ def on(settings: RunSettings, device: str) -> RunSettings:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Load models on the CPU, and return the devices that were asked for, which are all here."""
-    asked: list[str] = []
-    load = lm.load_model
-
-    def recorded(name: str, *, device: str = "cpu", **options: Any) -> lm.LanguageModel:
-        asked.append(device)
-        return load(name, **options)
-
-    monkeypatch.setattr(lm, "load_model", recorded)
-    monkeypatch.setattr(checks, "device_here", lambda _, value: torch.device(value))
-    return asked
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    return record_loads(monkeypatch)
 
 
 @pytest.mark.parametrize("device", ["gpu", "meta", "mps", "none", ""])
@@ -74,10 +63,10 @@ def test_a_missing_gpu_is_refused_before_anything_is_written(
 
 
 def test_the_model_of_all_stages_is_on_the_device(
-    settings: RunSettings, tmp_path: Path, loaded: list[str]
+    settings: RunSettings, tmp_path: Path, loaded: list[tuple[str, str]]
 ) -> None:
     run_pipeline(on(settings, "cuda:1"), tmp_path, until="evaluate", progress=False)
-    assert loaded == ["cuda:1", "cuda:1"]  # in half precision, and in float32
+    assert loaded == [("model", "cuda:1")] * 2  # in half precision, and in float32
     assert read_json(tmp_path / "settings.json")["harvest"]["device"] == "cuda:1"
 
 

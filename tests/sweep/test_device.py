@@ -1,15 +1,14 @@
 """The device of the language models of a sweep."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers.loads import record_loads
 from helpers.small_sweep import InlineWorkers
-from helpers.tiny_lm import harvest_of, saved
+from helpers.tiny_lm import harvest_of, saved, write_texts
 from helpers.tiny_run import as_toml
 
-from saefast import checks, lm
 from saefast.sweep import Sweep, SweepFolder, pool, read_sweep, run_sweep
 from saefast.sweep.tasks import Schedule
 
@@ -20,9 +19,7 @@ pytestmark = pytest.mark.usefixtures("light")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("devices")
     saved(made / "model")
-    (made / "texts").mkdir()
-    for number in range(40):
-        (made / "texts" / f"{number}.txt").write_text(f"Text number {number}. " * 9)
+    write_texts(made / "texts")
     base = {
         "harvest": harvest_of(made, tokens=400, held_out=50),
         "train": {"latents": 40, "k": 3, "tokens": 800, "batch_size": 64, "seeds": [0]},
@@ -39,19 +36,9 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Load models on the CPU, and return the devices that were asked for, which are all here."""
-    asked: list[str] = []
-    load = lm.load_model
-
-    def recorded(name: str, *, device: str, **options: Any) -> lm.LanguageModel:
-        asked.append(device)
-        return load(name, **options)
-
-    monkeypatch.setattr(lm, "load_model", recorded)
-    monkeypatch.setattr(checks, "device_here", lambda _, value: torch.device(value))
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     monkeypatch.setattr(pool, "LocalWorkers", lambda *_: InlineWorkers())
-    return asked
+    return record_loads(monkeypatch)
 
 
 def on(folder: Path, *devices: str) -> Sweep:
@@ -83,16 +70,16 @@ def test_another_gpu_than_the_first_of_a_worker_is_refused(folder: Path) -> None
 
 
 def test_cells_of_one_device_share_a_harvest(
-    folder: Path, tmp_path: Path, loaded: list[str]
+    folder: Path, tmp_path: Path, loaded: list[tuple[str, str]]
 ) -> None:
     run_sweep(on(folder, "cpu", "cuda"), tmp_path, until="train")
-    assert sorted(set(loaded)) == ["cpu", "cuda"]
+    assert sorted(set(loaded)) == [("model", "cpu"), ("model", "cuda")]
     assert len(loaded) == 2
     assert len(list((tmp_path / "stores").glob("harvest-*"))) == 2
 
 
 def test_finished_cells_are_kept_on_another_device(
-    folder: Path, tmp_path: Path, loaded: list[str]
+    folder: Path, tmp_path: Path, loaded: list[tuple[str, str]]
 ) -> None:
     (tmp_path / "sweep.toml").write_text(
         f'base = "{folder / "base.toml"}"\n[settings]\n"harvest.device" = "cuda"\n'
@@ -104,4 +91,4 @@ def test_finished_cells_are_kept_on_another_device(
     (tmp_path / "sweep.toml").write_text(text.replace("cuda", "cpu"))
     cpu = read_sweep(tmp_path / "sweep.toml")
     assert run_sweep(cpu, tmp_path / "out", until="train").skipped == 2
-    assert loaded == ["cuda"]
+    assert loaded == [("model", "cuda")]

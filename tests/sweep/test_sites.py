@@ -10,7 +10,7 @@ from helpers.small_sweep import (
     one_after_another,
     small_sweep,
 )
-from helpers.tiny_lm import saved
+from helpers.tiny_lm import saved, write_texts
 from helpers.tiny_run import as_toml
 
 from saefast import lm
@@ -31,9 +31,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """Return four cells on two sites of one model."""
     folder = tmp_path_factory.mktemp("sites")
-    (folder / "text").mkdir()
-    for number in range(60):
-        (folder / "text" / f"{number}.txt").write_text(f"Text number {number}. " * 9)
+    write_texts(folder / "text", 60)
     base = {
         "harvest": {
             "model": str(saved(folder / "model")),
